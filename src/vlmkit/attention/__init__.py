@@ -1,0 +1,1 @@
+"""Attention over packed tokens, one back end per file."""

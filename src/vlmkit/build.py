@@ -1,0 +1,241 @@
+"""Overrides -> config -> objects. Shared by the command line, notebooks and tests.
+
+The only file beside the entry points that imports Hydra: a component never sees a config.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from vlmkit.errors import ConfigError, UserError
+from vlmkit.initialization import materialize
+
+CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+
+def compose_config(
+    *overrides: str, config_name: str = "train", config_dir: str | Path | None = None
+) -> DictConfig:
+    """What the command line would compose.
+
+    Args:
+        overrides: as on the command line, such as `"model=qwen3vl_8b"` or `"fusion=none"`.
+        config_name: entry point whose config to compose (`train`, `generate`, ...).
+        config_dir: a folder of your own with more options, as `--config-dir`.
+
+    Raises:
+        ConfigError: a key or option does not exist (names the near matches), or a value does not parse.
+    """
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return hydra.compose(config_name, overrides=[*overrides, *extra])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides, config_name, config_dir)) from error
+
+
+def build(config: Any, **objects: Any) -> Any:
+    """Instantiate a node that has a `_target_`, with everything below it.
+
+    Args:
+        config: the node; a plain value is returned as it is.
+        objects: built objects for arguments that the config cannot hold; they win over the config, and
+            are handed on as they are (Hydra's own `instantiate` would copy them).
+
+    Raises:
+        ConfigError: a constructor refused its arguments; the message is the constructor's own.
+    """
+    if not OmegaConf.is_config(config):
+        return config
+    try:
+        if not objects:
+            return hydra.utils.instantiate(config, _convert_="all")
+        names = [str(name) for name in config if not str(name).startswith("_")]
+        arguments = {name: build(config[name]) for name in names if name not in objects}
+        return hydra.utils.get_class(config._target_)(**arguments, **objects)
+    except UserError:
+        raise
+    except HydraException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | TypeError | RuntimeError | OSError):
+            raise ConfigError(f"{_target(config)}: {cause}") from error
+        raise ConfigError(str(cause or error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_model(
+    *overrides: str,
+    config: DictConfig | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    **parts: Any,
+) -> nn.Module:
+    """A model with initial weights.
+
+    Args:
+        overrides: as on the command line.
+        config: a composed config, instead of overrides.
+        device: where the parameters live; `"meta"` gives shapes only, for any size in seconds.
+        dtype: of the parameters; float32 by default.
+        parts: built parts that replace configured ones by name, such as `fusion=MyFusion()`; their
+            weights stay as they are.
+
+    Raises:
+        ConfigError: the parts do not fit together; names both values.
+    """
+    if config is None:
+        config = compose_config(*overrides)
+    names = [str(name) for name in config.model if not str(name).startswith("_")]
+    if unknown := sorted(set(parts) - set(names)):
+        raise ConfigError(f"the model has no part {unknown}; its parts are {names}")
+    with torch.device("meta"):
+        model: nn.Module = build(config.model, **parts) if parts else build(config.model)
+    if dtype is not None:
+        model.to(dtype)
+    if torch.device(device).type == "meta":
+        return model
+    materialize(model, device)
+    for name, part in model.named_children():
+        if name not in parts:
+            part.reset_parameters()  # type: ignore[operator]
+    return model
+
+
+def options_of(group: str, config_dir: str | Path | None = None) -> list[str]:
+    """Names that may follow `group=` on the command line."""
+    folders = [CONF_DIR, *([Path(config_dir)] if config_dir else [])]
+    return sorted(
+        path.stem
+        for folder in folders
+        for path in (folder / group).glob("*.yaml")
+        if not path.stem.startswith("_")
+    )
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorate a function of the composed config into a command: Hydra's, with helpful errors.
+
+    A mistyped key or option, or a ConfigError, ends the command with its message and exit code 2.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @wraps(task)
+        def guarded(config: DictConfig) -> Any:
+            try:
+                return task(config)
+            except UserError as error:
+                print(f"\n{config_name}: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
+
+        command = hydra.main(str(CONF_DIR), config_name, version_base="1.3")(guarded)
+
+        @wraps(task)
+        def run() -> None:
+            overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+            if not {"-h", "--help", "--hydra-help"} & set(sys.argv) and "--config-dir" not in sys.argv:
+                try:
+                    for single in _single_runs(overrides):
+                        compose_config(*single, config_name=config_name)
+                except ConfigError as error:
+                    print(f"{config_name}: {error}", file=sys.stderr)
+                    raise SystemExit(2) from None
+            command()
+
+        return run
+
+    return decorate
+
+
+def _single_runs(overrides: list[str]) -> Iterable[list[str]]:
+    """Each value of a sweep once, with the first value of every other."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    choices = [_values(override) for override in parsed]
+    firsts = [values[0] for values in choices]
+    yield firsts
+    for i, values in enumerate(choices):
+        for value in values[1:]:
+            yield [*firsts[:i], value, *firsts[i + 1 :]]
+
+
+def _values(override: Override) -> list[str]:
+    line = override.input_line or ""
+    if not override.is_sweep_override() or not override.is_discrete_sweep():
+        return [line]
+    key = line.split("=", 1)[0]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _explain(
+    error: Exception, overrides: Iterable[str], config_name: str, config_dir: str | Path | None
+) -> str:
+    """Say which override is wrong and what was probably meant."""
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    if config_dir:
+        groups |= {path.name for path in Path(config_dir).iterdir() if path.is_dir()}
+    options = {group: options_of(group, config_dir) for group in sorted(groups)}
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:
+        return str(error)
+    fine: list[str] = []
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if key in options and isinstance(value, str) and value not in options[key]:
+            near = difflib.get_close_matches(value, options[key], cutoff=0.4)
+            return (
+                f"{key}={value}: there is no such option.{_meant(key + '=', near)} "
+                f"Options: {', '.join(options[key])}"
+            )
+        if key in options and override.input_line:
+            fine.append(override.input_line)
+    composed = compose_config(*fine, config_name=config_name, config_dir=config_dir)
+    known = list(dict.fromkeys([*options, *_dotted(composed)]))
+    for override in parsed:
+        key = override.key_or_group
+        if key not in known and not override.is_add() and not key.startswith("hydra"):
+            near = difflib.get_close_matches(key, known, cutoff=0.6)
+            if not near:
+                near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:3]
+            return f"{key}: there is no such key.{_meant('', near)}"
+    return str(error)
+
+
+def _meant(prefix: str, near: list[str]) -> str:
+    return f" Did you mean {' or '.join(prefix + name for name in near)}?" if near else ""
+
+
+def _dotted(node: Any, prefix: str = "") -> list[str]:
+    """All keys of a config as dotted paths."""
+    if not OmegaConf.is_dict(node):
+        return []
+    names = []
+    for key in node:
+        path = f"{prefix}{key}"
+        names.append(path)
+        if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+            names += _dotted(node[key], f"{path}.")
+    return names
+
+
+def _target(config: Any) -> str:
+    return str(config.get("_target_", "config")).rpartition(".")[2]

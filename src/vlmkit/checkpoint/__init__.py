@@ -1,0 +1,1 @@
+"""Weights on disk: the published Qwen3-VL layout in and out."""

@@ -1,0 +1,1 @@
+"""From files to packed batches: record -> spans -> example -> rows -> VLMBatch."""

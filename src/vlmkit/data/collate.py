@@ -1,0 +1,92 @@
+"""Rows of examples -> VLMBatch; every number that the model must not compute is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlmkit.batch import IGNORED_LABEL, Segments, VisionInputs, VLMBatch
+from vlmkit.data.processor import Example
+from vlmkit.position.ids import mrope_position_ids
+from vlmkit.sequence import TextSpan, VisionSpan
+
+
+def collate(
+    rows: Sequence[Sequence[Example]], *, pad_id: int, merge_size: int, row_tokens: int | None = None
+) -> VLMBatch:
+    """Build a micro-batch.
+
+    Positions are those of each sample alone. A label is the token that follows within the sample, where
+    that token is scored.
+
+    Args:
+        rows: examples of each row, in order.
+        pad_id: fills the tail of a row.
+        merge_size: side of the window of patches that becomes one visual token.
+        row_tokens: length of all rows; None takes the longest row's.
+
+    Raises:
+        ValueError: a row is longer than `row_tokens`; vision spans and grids disagree.
+    """
+    lengths = [sum(example.num_tokens for example in row) for row in rows]
+    width = max(lengths) if row_tokens is None else row_tokens
+    if max(lengths) > width:
+        raise ValueError(f"a row of {max(lengths)} tokens does not fit row_tokens {width}")
+
+    shape = (len(rows), width)
+    input_ids = torch.full(shape, pad_id)
+    labels = torch.full(shape, IGNORED_LABEL)
+    sample_ids = torch.full(shape, -1)
+    position_ids = torch.zeros(3, *shape, dtype=torch.int64)
+    visual_mask = torch.zeros(shape, dtype=torch.bool)
+    segment_lengths: list[int] = []
+    num_samples = 0
+    for r, row in enumerate(rows):
+        start = 0
+        for example in row:
+            ids, scored, visual = _flatten(example)
+            stop = start + len(ids)
+            input_ids[r, start:stop] = ids
+            labels[r, start : stop - 1] = torch.where(scored[1:], ids[1:], IGNORED_LABEL)
+            visual_mask[r, start:stop] = visual
+            position_ids[:, r, start:stop] = mrope_position_ids(example.spans)
+            sample_ids[r, start:stop] = num_samples
+            segment_lengths.append(len(ids))
+            num_samples += 1
+            start = stop
+        segment_lengths.append(width - start)
+
+    examples = [example for row in rows for example in row]
+    grids = [grid for example in examples for grid in example.grids]
+    vision = None
+    if grids:
+        patches = torch.cat([example.patches for example in examples if example.grids])
+        vision = VisionInputs.from_grids(patches, grids, merge_size)
+    return VLMBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        segments=Segments.from_lengths(segment_lengths),
+        visual_index=visual_mask.flatten().nonzero().squeeze(1),
+        vision=vision,
+        labels=labels,
+        scored_index=(labels != IGNORED_LABEL).flatten().nonzero().squeeze(1),
+        sample_ids=sample_ids,
+        num_samples=num_samples,
+        padding_mask=sample_ids < 0 if min(lengths) < width else None,
+        num_padding=len(rows) * width - sum(lengths),
+    )
+
+
+def _flatten(example: Example) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, whether each is scored, whether each is a visual placeholder; (tokens,) each."""
+    ids: list[int] = []
+    scored: list[bool] = []
+    visual: list[bool] = []
+    for span in example.spans:
+        count = span.num_tokens
+        ids += span.token_ids if isinstance(span, TextSpan) else [span.placeholder_id] * count
+        scored += [isinstance(span, TextSpan) and span.scored] * count
+        visual += [isinstance(span, VisionSpan)] * count
+    return torch.tensor(ids), torch.tensor(scored), torch.tensor(visual)

@@ -1,0 +1,118 @@
+"""What a dataset yields: conversations of text, images and videos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlmkit.errors import MediaError
+
+
+class ImageRef(Protocol):
+    """A picture that can be opened when it is needed."""
+
+    def open(self) -> Image.Image:
+        """Decode to RGB.
+
+        Raises:
+            MediaError: missing, truncated or not a picture; names the source.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """An image in a message."""
+
+    image: ImageRef
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """A stretch of a video file in a message.
+
+    `start_s` and `end_s` cut the stretch; None means the file's own beginning or end.
+    """
+
+    path: Path
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Text in a message."""
+
+    text: str
+
+
+Part = TextPart | ImagePart | VideoPart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn. Assistant turns are scored unless `scored` says otherwise."""
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[Part, ...]
+    scored: bool | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the loss counts this turn."""
+        return self.role == "assistant" if self.scored is None else self.scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """A sample before processing.
+
+    `key` is a stable integer from which anything random about the sample is derived.
+    """
+
+    messages: tuple[Message, ...]
+    source: str = ""
+    key: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A picture on disk."""
+
+    path: Path
+
+    def open(self) -> Image.Image:
+        """See `ImageRef.open`."""
+        return _decode(self.path, str(self.path))
+
+
+@dataclass(frozen=True)
+class ImageArray:
+    """A picture in memory: (height, width, 3) uint8."""
+
+    pixels: NDArray[np.uint8]
+
+    def open(self) -> Image.Image:
+        """See `ImageRef.open`."""
+        return Image.fromarray(self.pixels)
+
+
+def _decode(source: Path, name: str) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            image.load()
+            if image.mode in ("RGBA", "LA", "P"):
+                rgba = image.convert("RGBA")
+                white = Image.new("RGBA", rgba.size, "white")
+                return Image.alpha_composite(white, rgba).convert("RGB")
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise MediaError(f"image {name}: file not found") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"image {name}: cannot be decoded ({error})") from error

@@ -1,0 +1,20 @@
+"""What a score is worth: the score of the best answer that never looks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from vlmkit.data.mixture import Source
+
+
+def chance_level(source: Source) -> float:
+    """Exact match of always giving the most frequent answer.
+
+    Args:
+        source: conversations with `meta["answer"]`.
+
+    Returns:
+        Share of the source that this one answer gets right, in 0..1.
+    """
+    answers = Counter(source[i].meta["answer"] for i in range(len(source)))
+    return max(answers.values()) / answers.total()

@@ -1,0 +1,79 @@
+"""Lets a model answer a few held-out questions, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from vlmkit.batch import VLMBatch
+from vlmkit.data.collate import collate
+from vlmkit.data.mixture import Source
+from vlmkit.data.processor import Processor
+from vlmkit.data.record import Conversation, ImagePart, VideoPart
+from vlmkit.evaluation.plots import Answered
+from vlmkit.models.generation import Sampling, generate
+from vlmkit.models.qwen3vl import Qwen3VL
+
+
+def as_prompt(conversation: Conversation) -> Conversation:
+    """The conversation without its last assistant turn."""
+    messages = conversation.messages
+    return replace(conversation, messages=messages[:-1] if messages[-1].role == "assistant" else messages)
+
+
+def prompt_batch(conversation: Conversation, processor: Processor) -> VLMBatch:
+    """One row with the prompt, open for the model's answer."""
+    return collate(
+        [[processor(conversation, for_generation=True)]],
+        pad_id=processor.special_tokens.pad_id,
+        merge_size=processor.image.merge_size,
+    )
+
+
+def answer(
+    model: Qwen3VL, processor: Processor, conversation: Conversation, max_new_tokens: int = 48
+) -> str:
+    """The model's greedy answer to a conversation that ends with a question."""
+    device = next(model.parameters()).device
+    prompt = prompt_batch(conversation, processor).to(device)
+    tokens = generate(model, prompt, max_new_tokens=max_new_tokens, sampling=Sampling())
+    return processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+def answer_samples(
+    model: Qwen3VL, processor: Processor, sources: Mapping[str, Source], per_source: int
+) -> list[Answered]:
+    """Answer the first questions of each source; a video is shown by its middle frame."""
+    was_training = model.training
+    model.eval()
+    answered = []
+    for name, source in sources.items():
+        for i in range(min(per_source, len(source))):
+            sample = source[i]
+            answered.append(
+                Answered(
+                    picture=_picture(sample, processor),
+                    source=name,
+                    question=sample.meta["question"],
+                    answer=sample.meta["answer"],
+                    prediction=answer(model, processor, as_prompt(sample)),
+                )
+            )
+    model.train(was_training)
+    return answered
+
+
+def _picture(conversation: Conversation, processor: Processor) -> np.ndarray:
+    for message in conversation.messages:
+        for part in message.parts:
+            if isinstance(part, ImagePart):
+                return np.asarray(part.image.open())
+            if isinstance(part, VideoPart):
+                reader = processor.video.reader(part.path)
+                times = torch.tensor(reader.pts_s)
+                middle = ((part.start_s or 0.0) + (part.end_s or float(times[-1]))) / 2
+                return np.asarray(reader.get([int((times - middle).abs().argmin())])[0])
+    return np.full((64, 64, 3), 255, dtype=np.uint8)

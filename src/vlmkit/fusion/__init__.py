@@ -1,0 +1,1 @@
+"""How vision enters the decoder beyond the input embedding."""

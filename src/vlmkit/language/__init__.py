@@ -1,0 +1,1 @@
+"""Qwen3 decoders, dense and mixture of experts."""

@@ -1,0 +1,81 @@
+"""RMSNorm, and the feed-forward interface with its dense implementation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in float32, cast back, then the gain (order matters in bf16)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def reset_parameters(self) -> None:
+        """Set the gain to one."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        normed = x.float()
+        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterStats:
+    """What a mixture-of-experts layer did, in sums, so that layers and micro-batches add up."""
+
+    assignments: Tensor  # (experts,) float32, how many tokens each expert received
+    probability: Tensor  # (experts,) float32, sum over tokens of the router's probability
+    num_tokens: Tensor  # () float32, tokens that were not padding
+
+    def __add__(self, other: RouterStats) -> RouterStats:
+        return RouterStats(
+            assignments=self.assignments + other.assignments,
+            probability=self.probability + other.probability,
+            num_tokens=self.num_tokens + other.num_tokens,
+        )
+
+
+class FeedForward(nn.Module, ABC):
+    """The half of a decoder layer that works on each token alone."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, RouterStats | None]:
+        """Map (batch, seq, dim) -> the same shape, with routing statistics where there is a router.
+
+        Args:
+            x: hidden states.
+            padding_mask: (batch, seq) bool, True on padding; padding must not count in statistics.
+        """
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Fill the parameters with initial values."""
+
+
+class SwiGLU(FeedForward):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, hidden_dim: int, intermediate_dim: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_dim, intermediate_dim, bias=False)
+        self.up_proj = nn.Linear(hidden_dim, intermediate_dim, bias=False)
+        self.down_proj = nn.Linear(intermediate_dim, hidden_dim, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Normal with standard deviation 0.02."""
+        for linear in (self.gate_proj, self.up_proj, self.down_proj):
+            nn.init.normal_(linear.weight, std=0.02)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, None]:
+        """See `FeedForward.forward`."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), None

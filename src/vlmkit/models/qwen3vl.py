@@ -1,0 +1,134 @@
+"""Qwen3-VL (arXiv 2511.21631), figure 1: a vision encoder, a merger, a fusion, and a decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlmkit.batch import VisionInputs, VisualTokens, VLMBatch
+from vlmkit.fusion.base import Fusion
+from vlmkit.language.decoder import Decoder
+from vlmkit.language.kv_cache import KVCache
+from vlmkit.language.layers import RouterStats
+from vlmkit.position.mrope import MRoPE
+from vlmkit.sequence import SpecialTokens
+from vlmkit.vision.base import VisionEncoder
+from vlmkit.vision.merger import PatchMerger
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutput:
+    """What a forward pass gives; the head is applied by the loss, or by `Qwen3VL.logits`."""
+
+    hidden: Tensor  # (batch, seq, dim), after the final norm
+    router: RouterStats | None  # summed over layers; None without experts
+
+
+class Qwen3VL(nn.Module):
+    """Composes the parts. Which ones is configuration; how they meet is here."""
+
+    def __init__(
+        self,
+        vision: VisionEncoder,
+        merger: PatchMerger,
+        position: MRoPE,
+        fusion: Fusion,
+        decoder: Decoder,
+        special_tokens: SpecialTokens | None = None,
+    ) -> None:
+        """Check that the parts fit together and keep them.
+
+        Args:
+            vision: patches -> features.
+            merger: features of the last block -> visual tokens of decoder width.
+            position: (time, height, width) ids -> rotary angles.
+            fusion: what else vision adds between decoder layers.
+            decoder: the language model.
+            special_tokens: ids of placeholders and stops; the full Qwen3 vocabulary's by default.
+
+        Raises:
+            ValueError: widths differ, or a fusion taps or feeds a layer that does not exist; names both
+                values.
+        """
+        super().__init__()
+        for what, left, right in (
+            ("merger.vision_dim and vision.dim", merger.vision_dim, vision.dim),
+            ("merger.hidden_dim and decoder.hidden_dim", merger.hidden_dim, decoder.hidden_dim),
+            ("position.head_dim and decoder.head_dim", position.head_dim, decoder.head_dim),
+        ):
+            if left != right:
+                raise ValueError(f"{what} must be equal, got {left} and {right}")
+        for what, chosen, available in (
+            ("taps encoder blocks", fusion.tapped_blocks, vision.depth),
+            ("feeds decoder layers", fusion.receiving_layers, decoder.num_layers),
+        ):
+            if any(not 0 <= layer < available for layer in chosen):
+                raise ValueError(
+                    f"fusion {type(fusion).__name__} {what} {list(chosen)}, "
+                    f"but there are only {available}, counted from 0"
+                )
+        self.vision = vision
+        self.merger = merger
+        self.position = position
+        self.fusion = fusion
+        self.decoder = decoder
+        self.special_tokens = special_tokens or SpecialTokens()
+
+    def reset_parameters(self) -> None:
+        """Fill all parameters with initial values."""
+        for part in self.children():
+            part.reset_parameters()  # type: ignore[operator]
+
+    def encode_vision(self, batch: VLMBatch) -> VisualTokens:
+        """All images and video frames of the batch, in one call of the encoder.
+
+        A batch without any still visits the encoder, with one blank picture of which nothing is kept:
+        under data parallelism every rank must touch every parameter in every step.
+        """
+        vision = batch.vision
+        if vision is None:
+            side, device = self.merger.merge_size, batch.input_ids.device
+            blank = torch.zeros(side**2, self.vision.patch_dim)
+            vision = VisionInputs.from_grids(blank, [(1, side, side)], side).to(device)
+        features = self.vision(vision, self.fusion.tapped_blocks)
+        count = len(batch.visual_index)
+        return VisualTokens(
+            index=batch.visual_index,
+            embeddings=self.merger(features.last)[:count],  # (visual_tokens, dim)
+            levels=tuple(level[:count] for level in self.fusion.project(features.levels)),
+        )
+
+    def forward(
+        self, batch: VLMBatch, visual: VisualTokens | None = None, cache: KVCache | None = None
+    ) -> ModelOutput:
+        """Hidden states after the final norm.
+
+        Args:
+            batch: packed rows.
+            visual: encoded already, when a prompt is fed in pieces; None encodes `batch.vision`.
+            cache: past keys and values; rows are then one sequence each, without padding.
+        """
+        if visual is None:
+            visual = self.encode_vision(batch)
+        hidden = self.decoder.embedding(batch.input_ids)  # (batch, seq, dim)
+        placed = visual.embeddings.to(hidden.dtype)
+        hidden = hidden.flatten(0, 1).index_copy(0, visual.index, placed).view_as(hidden)
+        rotary = self.position(batch.position_ids, hidden.dtype)
+
+        router: RouterStats | None = None
+        for i, layer in enumerate(self.decoder.layers.values()):
+            layer_cache = cache.layers[i] if cache is not None else None
+            hidden, stats = layer(hidden, rotary, batch.segments, batch.padding_mask, layer_cache)
+            hidden = self.fusion(hidden, i, visual)
+            if stats is not None:
+                router = stats if router is None else router + stats
+
+        if cache is not None:
+            cache.advance(batch.input_ids.shape[1])
+        return ModelOutput(hidden=self.decoder.norm(hidden), router=router)
+
+    def logits(self, batch: VLMBatch) -> Tensor:
+        """(batch, seq, vocab), for inspection and parity; training applies the head in the loss."""
+        return self.decoder.logits(self(batch).hidden)

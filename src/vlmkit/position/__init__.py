@@ -1,0 +1,1 @@
+"""Position schemes: what angle a (time, height, width) id becomes."""

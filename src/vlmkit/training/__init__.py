@@ -1,0 +1,1 @@
+"""Optimisation: Lightning modules, optimisers, callbacks, checks before a run."""

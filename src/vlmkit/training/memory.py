@@ -1,0 +1,98 @@
+"""Whether a model fits, before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import nn
+
+from vlmkit.errors import UserError
+
+GIB = 2**30
+SHARE_USABLE = 0.9  # of free memory; the rest is for activations' peaks and the allocator
+
+
+class DoesNotFitError(UserError):
+    """The training state is larger than the device; the message says what would fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Bytes that a run holds whatever the batch: weights, gradients, two Adam moments."""
+
+    num_parameters: int
+    weight_bytes: int  # of one parameter
+    moment_bytes: int
+
+    @property
+    def total_gib(self) -> float:
+        """All of it, in GiB."""
+        per_parameter = 2 * self.weight_bytes + 2 * self.moment_bytes
+        return self.num_parameters * per_parameter / GIB
+
+
+def free_gib(device: torch.device) -> float:
+    """Free memory of a device, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / GIB
+    return psutil.virtual_memory().available / GIB
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_fits(
+    model: nn.Module,
+    device: torch.device,
+    *,
+    bf16_weights: bool,
+    smaller: Sequence[str],
+    parameters_of: Callable[[str], int],
+) -> TrainingState:
+    """Refuse a run whose weights, gradients and optimiser state exceed the device's free memory.
+
+    Args:
+        model: on meta.
+        device: to train on.
+        bf16_weights: weights, gradients and moments in bfloat16 instead of float32.
+        smaller: other sizes to suggest, by the name of the option.
+        parameters_of: number of parameters of such a size.
+
+    Returns:
+        What the run will hold.
+
+    Raises:
+        DoesNotFitError: with the numbers, the sizes that would fit, and the flags to try.
+    """
+    size = 2 if bf16_weights else 4
+    state = TrainingState(
+        num_parameters=count_parameters(model), weight_bytes=size, moment_bytes=size
+    )
+    available = free_gib(device) * SHARE_USABLE
+    if state.total_gib <= available:
+        return state
+
+    lines = [
+        f"this model has {state.num_parameters:,} parameters; weights, gradients and Adam moments in "
+        f"{'bfloat16' if bf16_weights else 'float32'} take {state.total_gib:,.1f} GiB before any "
+        f"activation, and {device.type} has {available:,.1f} GiB to use. Nothing was allocated.",
+        "What would fit here:",
+    ]
+    half = TrainingState(num_parameters=state.num_parameters, weight_bytes=2, moment_bytes=2)
+    if not bf16_weights and half.total_gib <= available:
+        lines.append(f"  trainer.precision=bf16-true  ({half.total_gib:,.1f} GiB, the same model)")
+    fitting = []
+    for name in smaller:
+        count = parameters_of(name)
+        for precision, width in (("", 4), (" trainer.precision=bf16-true", 2)):
+            other = TrainingState(num_parameters=count, weight_bytes=width, moment_bytes=width)
+            if other.total_gib <= available:
+                fitting.append((count, f"  model={name}{precision}  ({other.total_gib:,.1f} GiB)"))
+                break
+    lines += [line for _, line in sorted(fitting, reverse=True)[:3]]
+    raise DoesNotFitError("\n".join(lines))

@@ -1,0 +1,1 @@
+"""Vision encoders and the mergers that turn patches into visual tokens."""
