@@ -60,7 +60,9 @@ def _check_replaceable(target: Path, overwrite: bool, known_by: str) -> None:
     if not target.is_dir():
         raise CheckpointError(f"{target} is a file, not a folder")
     if not overwrite:
-        raise CheckpointError(f"{target} exists and is not empty: pass overwrite=true to replace it")
+        raise CheckpointError(
+            f"{target} exists and is not empty: pass overwrite=true to replace it"
+        )
     if not (target / known_by).is_file():
         raise CheckpointError(
             f"{target} exists and is not replaced, overwrite or not: without a {known_by} it does "

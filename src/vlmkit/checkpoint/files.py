@@ -84,7 +84,7 @@ class StoredTensors:
             raise CheckpointError(f"{path} is missing, {INDEX} names it: download the folder again")
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118: not a dict
+                for name in list(file.keys()):
                     if name in self._files:
                         raise CheckpointError(f"{path} and {self._files[name]} both hold {name}")
                     header = file.get_slice(name)

@@ -52,7 +52,7 @@ def load_weights(
     """
     stored = StoredTensors(Path(folder))
     entries = published_entries(model, leave_out)
-    names = _unneeded_removed(stored, model, leave_out)
+    names = _relevant_names(stored, model, leave_out)
     _check_names(stored.folder, entries, names, model)
     transposed = stored_transposed(entries.values(), stored.shapes)
     _check_contents(stored, entries.values(), transposed)
@@ -91,9 +91,7 @@ def _fill(
             parameter.copy_(values)
 
 
-def _unneeded_removed(
-    stored: StoredTensors, model: Qwen3VL, leave_out: Collection[str]
-) -> set[str]:
+def _relevant_names(stored: StoredTensors, model: Qwen3VL, leave_out: Collection[str]) -> set[str]:
     """Names of the stored tensors, without those of parts that are left out and a head that is tied.
 
     Raises:
@@ -130,7 +128,8 @@ def _check_names(
             )
     if unexpected:
         problems.append(
-            f"it holds {_listed(unexpected)}, for which this {type(model).__name__} has no place"
+            f"it holds {_listed(unexpected)}, for which this {type(model).__name__} has no place "
+            "(a part that is passed as an object, as in fusion=NoFusion(), leaves its tensors unread)"
         )
     if problems:
         raise CheckpointError(f"{folder} does not fit the model: {'; '.join(problems)}")

@@ -23,7 +23,7 @@ from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.position.axes import HEIGHT, TIME, WIDTH, chunked, interleaved
 from vlmkit.position.mrope import MRoPE, YaRN
 from vlmkit.vision.merger import PatchMerger
-from vlmkit.vision.siglip2 import SigLIP2ViT
+from vlmkit.vision.siglip2 import SigLIP2ViT, VisionBlock
 
 MAX_POSITIONS = 262_144  # of all released sizes; the model itself has no limit
 
@@ -50,6 +50,7 @@ def published_config(model: Qwen3VL) -> Config:
         )
     model_type, feed_forward = _FEED_FORWARDS[kind]
     vision = _exactly(model.vision, SigLIP2ViT, "vision")
+    block = _exactly(vision.blocks[0], VisionBlock, "vision block")
     merger = _exactly(model.merger, PatchMerger, "merger")
     if merger.norm_after_grouping:
         raise CheckpointError(
@@ -91,8 +92,8 @@ def published_config(model: Qwen3VL) -> Config:
             "model_type": model_type,
             "depth": vision.depth,
             "hidden_size": vision.dim,
-            "intermediate_size": vision.blocks[0].mlp.fc1.out_features,
-            "num_heads": vision.blocks[0].attention.num_heads,
+            "intermediate_size": block.mlp.fc1.out_features,
+            "num_heads": block.attention.num_heads,
             "in_channels": vision.patch_dim // (vision.temporal_patch_size * vision.patch_size**2),
             "patch_size": vision.patch_size,
             "temporal_patch_size": vision.temporal_patch_size,

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from vlmkit.batch import Grid
-from vlmkit.data.record import MediaError
+from vlmkit.errors import MediaError
 
 MAX_ASPECT_RATIO = 200
 """Longer side over shorter side beyond which a picture is refused."""

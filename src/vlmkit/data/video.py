@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from vlmkit.batch import Grid
 from vlmkit.data.image import fit_to_budget, normalize, patchify, resize
-from vlmkit.data.record import MediaError
+from vlmkit.errors import MediaError
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +36,14 @@ class FrameReader(Protocol):
 
     Frames are counted in the order, and stand in the orientation, in which a player shows them. Times
     come from the timestamps of frames; the header's frame rate and frame count are not believed.
+
+    Attributes:
+        pts_s: when each frame is shown, in seconds since the first frame; (num_frames,), increasing.
     """
 
-    @property
-    def pts_s(self) -> NDArray[np.float64]:
-        """When each frame is shown, in seconds since the first frame; (num_frames,), increasing."""
-        ...
+    pts_s: NDArray[np.float64]
 
-    @property
-    def duration_s(self) -> float:
-        """When the last frame ends, in seconds since the first frame."""
-        ...
-
+    @abstractmethod
     def get(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Decode frames.
 
@@ -59,20 +56,36 @@ class FrameReader(Protocol):
         Raises:
             MediaError: a frame cannot be decoded; names the file.
         """
-        ...
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the file."""
+        return len(self.pts_s)
+
+    @property
+    def duration_s(self) -> float:
+        """When the last frame ends; it lasts as long as the others on average.
+
+        Containers state how long it lasts, but FFmpeg versions read that differently.
+        """
+        last_s = float(self.pts_s[-1])
+        return last_s + last_s / max(self.num_frames - 1, 1)
 
 
 OpenReader = Callable[[Path], FrameReader]
 """A reader class, or anything else that opens a file; raises MediaError where it cannot."""
 
 
-class DecordReader:
-    """Reads with decord, which has had no release since 2021: it refuses what decord gets wrong.
+class DecordReader(FrameReader):
+    """Reads with decord, exact where each keyframe starts afresh, as in most H.264, HEVC and VP9 files.
 
-    Those are containers without timestamps, damaged frames (decord hands out their neighbours), and
-    clips cut without re-encoding (decord counts the frames that an edit list hides, then mixes up the
-    order of the rest). It cannot read AV1 at all.
+    decord has had no release since 2021. What it is known to read wrongly without an error is refused:
+    containers without timestamps or index, damaged frames (it hands out their neighbours), and clips cut
+    without re-encoding (it counts frames that the edit list hides, and mixes up the order of the rest).
+    In files with open groups of pictures it can still be a few frames off; `PyAVReader` is not.
     """
+
+    INEXACT_SUFFIXES = frozenset({".asf", ".m2ts", ".mpeg", ".mpg", ".mts", ".ts", ".vob", ".wmv"})
 
     def __init__(self, path: Path, num_threads: int = 1) -> None:
         """Open `path`.
@@ -87,6 +100,8 @@ class DecordReader:
         """
         decord = _import("decord")
         self._path = _require_file(path)
+        if path.suffix.lower() in self.INEXACT_SUFFIXES:
+            raise self._error(f"it seeks inexactly in {path.suffix} files")
         # Its errors share no base class; an assertion fires where it counts no frames.
         self._failures = (
             decord.DECORDError,
@@ -98,21 +113,21 @@ class DecordReader:
             self._reader = decord.VideoReader(
                 str(path),
                 num_threads=num_threads,
-                fault_tol=1e-6,  # the accepted share of damaged frames; 0 and less accept all
+                fault_tol=1e-6,  # the accepted share of damaged frames; 0 accepts all of them
             )
-            shown_s = self._reader.get_frame_timestamp(list(range(len(self._reader))))
+            # (frames, start and end), relative to the first frame that is not hidden
+            times_s = self._reader.get_frame_timestamp(list(range(len(self._reader))))
         except self._failures as error:
             raise self._error(_first_line(error)) from error
-        # (frames, start and end) in float32: four decimals restore times such as 10.45 s.
-        shown_s = shown_s.astype(np.float64).round(4)
-        if np.abs(shown_s).max() > 1e9:
+        # decord rounds to float32; four decimals restore times such as 10.45 s.
+        pts_s = times_s[:, 0].astype(np.float64).round(4)
+        if np.abs(pts_s).max() > 1e9:
             raise self._error("frames without timestamps")
-        if shown_s.min() < -_TICK_S:
-            raise self._error("an edit list hides the first frames, which decord counts")
-        if (np.diff(shown_s[:, 0]) <= 0).any():
+        if pts_s[0] < -_TICK_S:
+            raise self._error("an edit list hides the first frames, which it counts")
+        if (np.diff(pts_s) <= 0).any():
             raise self._error("timestamps that do not increase")
-        self.pts_s: NDArray[np.float64] = shown_s[:, 0] - shown_s[0, 0]
-        self.duration_s = _end_of_last(self.pts_s, float(shown_s[-1, 1] - shown_s[-1, 0]))
+        self.pts_s = pts_s - pts_s[0]
 
     def get(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """See `FrameReader.get`."""
@@ -131,12 +146,11 @@ class _Packet(NamedTuple):
 
     pts: int
     dts: int
-    duration: int
     is_keyframe: bool
     is_shown: bool  # False: an edit list hides the frame, though others are decoded from it
 
 
-class PyAVReader:
+class PyAVReader(FrameReader):
     """Reads with PyAV, which carries a current FFmpeg. Of a truncated file it reads what is there."""
 
     def __init__(self, path: Path, num_threads: int = 1) -> None:
@@ -164,16 +178,13 @@ class PyAVReader:
         except self._failure as error:
             raise self._error(_first_line(error)) from error
 
-        shown = [packet for packet in packets if packet.is_shown]
-        if not shown:
+        self._shown = [packet.pts for packet in packets if packet.is_shown]
+        if not self._shown:
             raise self._error("no frames with timestamps")
-        self._shown = [packet.pts for packet in shown]
         self._keyframes = [packet for packet in packets if packet.is_keyframe] or packets[:1]
-        tick_s = self._stream.time_base
-        self.pts_s: NDArray[np.float64] = np.array(
-            [float((pts - self._shown[0]) * tick_s) for pts in self._shown]
-        )
-        self.duration_s = _end_of_last(self.pts_s, float(shown[-1].duration * tick_s))
+        tick_s = self._stream.time_base  # a fraction
+        ticks = np.array(self._shown) - self._shown[0]
+        self.pts_s = ticks * tick_s.numerator / tick_s.denominator
         self._frames: Iterator[Any] = iter(())
         self._position: int | None = None  # pts of the last frame taken from `_frames`
 
@@ -189,17 +200,18 @@ class PyAVReader:
         """Decode on to a frame, or from the keyframe before it where that is nearer."""
         wanted = self._shown[index]
         after = bisect_right(self._keyframes, wanted, key=lambda packet: packet.pts)
-        keyframe = self._keyframes[max(after - 1, 0)]
-        if self._position is None or not keyframe.pts <= self._position < wanted:
-            # Containers are indexed by pts or by dts; the earlier never lands past the keyframe.
-            self._container.seek(min(keyframe.pts, keyframe.dts), stream=self._stream)
-            self._frames = self._decode()
-        for frame in self._frames:
-            self._position = frame.pts
-            if frame.pts == wanted:
-                return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-            if frame.pts > wanted:
-                break
+        nearest = self._keyframes[max(after - 1, 0)]
+        for origin in (nearest, self._keyframes[0]):  # seeking without an index may land too late
+            if self._position is None or not origin.pts <= self._position < wanted:
+                # Containers are indexed by pts or by dts; the earlier never lands past the keyframe.
+                self._container.seek(min(origin.pts, origin.dts), stream=self._stream)
+                self._frames = self._decode()
+            for frame in self._frames:
+                self._position = frame.pts
+                if frame.pts == wanted:
+                    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                if frame.pts > wanted:
+                    break
         raise self._error(f"frame {index} at {self.pts_s[index]:.2f} s cannot be decoded")
 
     def _decode(self) -> Iterator[Any]:
@@ -208,7 +220,7 @@ class PyAVReader:
         for packet in self._intact_packets():
             for frame in packet.decode():
                 if frame.pts is None or (last is not None and frame.pts <= last):
-                    raise self._error("timestamps that do not increase")
+                    raise self._error("timestamps out of order; re-encode it, for example to mp4")
                 last = frame.pts
                 yield frame
 
@@ -218,7 +230,6 @@ class PyAVReader:
             _Packet(
                 pts=packet.pts,
                 dts=packet.pts if packet.dts is None else packet.dts,
-                duration=packet.duration or 0,
                 is_keyframe=packet.is_keyframe,
                 is_shown=not packet.is_discard,
             )
@@ -251,14 +262,13 @@ def open_auto(path: Path, num_threads: int = 1) -> FrameReader:
         return _replace_decord(path, num_threads, error)
 
 
-class _DecordThenPyAV:
+class _DecordThenPyAV(FrameReader):
     """A `DecordReader` that turns into a `PyAVReader` when a frame cannot be decoded."""
 
     def __init__(self, path: Path, num_threads: int) -> None:
         self._path, self._num_threads = path, num_threads
         self._reader: FrameReader = DecordReader(path, num_threads)
         self.pts_s = self._reader.pts_s
-        self.duration_s = self._reader.duration_s
 
     def get(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """See `FrameReader.get`."""
@@ -268,7 +278,7 @@ class _DecordThenPyAV:
             if not isinstance(self._reader, DecordReader):
                 raise
             other = _replace_decord(self._path, self._num_threads, error)
-            if len(other.pts_s) != len(self.pts_s):  # the indices would mean other frames
+            if other.num_frames != self.num_frames:  # the indices would mean other frames
                 raise
         self._reader = other
         return other.get(indices)
@@ -310,13 +320,6 @@ def _require_file(path: Path) -> Path:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
-
-
-def _end_of_last(pts_s: NDArray[np.float64], last_frame_s: float) -> float:
-    """End of the last frame; of the mean length where the container gives it none."""
-    if last_frame_s <= 0 and len(pts_s) > 1:
-        last_frame_s = float(pts_s[-1]) / (len(pts_s) - 1)
-    return float(pts_s[-1]) + last_frame_s
 
 
 def sample_indices(
@@ -517,14 +520,14 @@ def _stretch(
     reader: FrameReader, path: Path, start_s: float | None, end_s: float | None
 ) -> tuple[int, int]:
     """First frame shown in a stretch of the file, and the frame after its last."""
+    if reader.num_frames < 2:
+        raise MediaError(f"video {path}: it holds a single frame; use it as an image")
     start = 0.0 if start_s is None else start_s
     end = reader.duration_s if end_s is None else end_s
     name = f"video {path}: the stretch from {start:g} s to {end:g} s"
-    if not 0 <= start < end:
-        raise MediaError(f"{name} is empty, or begins before the file")
-    if end > reader.duration_s + _TICK_S:
+    if not 0 <= start < end <= reader.duration_s + _TICK_S:
         raise MediaError(
-            f"{name} ends after the file, which lasts {reader.duration_s:.3f} s; "
+            f"{name} is empty or not within the file, which lasts {reader.duration_s:.3f} s; "
             "leave end_s out to mean the end of the file"
         )
     first, stop = np.searchsorted(reader.pts_s, [start, end]).tolist()

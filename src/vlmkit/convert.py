@@ -1,0 +1,69 @@
+"""`python -m vlmkit.convert input=<folder or hub repository> output=<folder>`: weights, rewritten.
+
+Whatever published layout comes in, what goes out is the layout of the released checkpoints: its key
+set, its config keys, and stacked experts as the hub has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from vlmkit.build import entry_point
+from vlmkit.checkpoint.save import save_checkpoint
+from vlmkit.errors import ConfigError
+from vlmkit.models.qwen3vl import Qwen3VL
+from vlmkit.pretrained import checkpoint_folder, load_pretrained, parse_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is to be written, wherever it came from."""
+
+    model: Qwen3VL
+    companions: (
+        Path | None
+    )  # folder whose tokenizer, template and processor settings are carried over
+
+
+def from_published(source: str | Path, dtype: torch.dtype | None = None) -> Source:
+    """Read a checkpoint in any published layout.
+
+    Args:
+        source: a folder or a hub repository.
+        dtype: of the result; None keeps the stored one.
+    """
+    folder = checkpoint_folder(source)
+    return Source(model=load_pretrained(folder, dtype=dtype), companions=folder)
+
+
+def write(
+    source: Source, output: str | Path, max_shard_gb: float = 5.0, overwrite: bool = False
+) -> None:
+    """Write it in the layout of the released checkpoints; all of it or nothing."""
+    save_checkpoint(
+        source.model,
+        output,
+        max_shard_gb=max_shard_gb,
+        overwrite=overwrite,
+        companions=source.companions,
+    )
+
+
+@entry_point("convert")
+def main(config: DictConfig) -> None:
+    """Read, then write."""
+    if config.input is None or config.output is None:
+        raise ConfigError("input=<folder or hub repository> and output=<folder> are needed")
+    source = from_published(config.input, parse_dtype(config.dtype))
+    write(source, config.output, config.max_shard_gb, config.overwrite)
+    count = sum(parameter.numel() for parameter in source.model.parameters())
+    Console().print(f"{config.output}: {count:,} parameters written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.samples import (
+    PAD_ID,
+    TOKENS,
+    example,
+    image_example,
+    picture,
+    text,
+    text_example,
+    two_images_example,
+    video_example,
+)
+from vlmkit.batch import IGNORED_LABEL
+from vlmkit.data.collate import collate
+from vlmkit.data.packing import pack_rows
+from vlmkit.position.ids import mrope_position_ids
+
+MAKERS = [text_example, image_example, two_images_example, video_example]
+mixes = st.lists(st.tuples(st.sampled_from(MAKERS), st.integers(0, 99)), min_size=1, max_size=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(mixes, st.integers(1, 3))
+def test_everything_travels_with_its_sample(mix, per_row):
+    examples = [make(seed) for make, seed in mix]
+    rows = [examples[i : i + per_row] for i in range(0, len(examples), per_row)]
+    batch = collate(rows, pad_id=PAD_ID, merge_size=2)
+    assert batch.num_samples == len(examples)
+    visual = torch.zeros(batch.input_ids.numel(), dtype=torch.bool)
+    visual[batch.visual_index] = True
+    patch_start = 0
+    for sample, item in enumerate(examples):
+        mine = batch.sample_ids == sample
+        alone = collate([[item]], pad_id=PAD_ID, merge_size=2)
+        assert torch.equal(batch.input_ids[mine], alone.input_ids[0])
+        assert torch.equal(batch.labels[mine], alone.labels[0])
+        assert torch.equal(batch.position_ids[:, mine], mrope_position_ids(item.spans))
+        assert int(visual[mine.flatten()].sum()) == len(alone.visual_index)
+        if item.grids:
+            stop = patch_start + len(item.patches)
+            assert torch.equal(batch.vision.patches[patch_start:stop], item.patches)
+            patch_start = stop
+    padding = batch.sample_ids < 0
+    assert int(padding.sum()) == batch.num_padding
+    assert (batch.input_ids[padding] == PAD_ID).all()
+    assert (batch.labels[padding] == IGNORED_LABEL).all()
+    assert batch.segments.num_tokens == batch.input_ids.numel()
+
+
+def test_labels_are_the_next_token_within_the_sample():
+    item = example([text(0, 3), text(1, 2, scored=True), text(2, 1), text(3, 1, scored=True)], [], 0)
+    batch = collate([[item, text_example(5)]], pad_id=PAD_ID, merge_size=2)
+    ids, skip = batch.input_ids[0].tolist(), IGNORED_LABEL
+    assert batch.labels[0, :7].tolist() == [skip, skip, ids[3], ids[4], skip, ids[6], skip]
+    assert batch.scored_index[:3].tolist() == [2, 3, 5]
+
+
+def test_placeholders_are_the_visual_index():
+    batch = collate([[image_example(1), video_example(2)]], pad_id=PAD_ID, merge_size=2)
+    ids = batch.input_ids.flatten()
+    expected = ((ids == TOKENS.image_id) | (ids == TOKENS.video_id)).nonzero().squeeze(1)
+    assert torch.equal(batch.visual_index, expected)
+
+
+def test_rows_have_the_length_asked_for():
+    batch = collate([[text_example(0)]], pad_id=PAD_ID, merge_size=2, row_tokens=32)
+    assert batch.input_ids.shape == (1, 32)
+    assert batch.num_tokens == 9
+    with pytest.raises(ValueError, match="row of 9 tokens does not fit row_tokens 8"):
+        collate([[text_example(0)]], pad_id=PAD_ID, merge_size=2, row_tokens=8)
+
+
+def test_spans_and_grids_must_agree():
+    wrong = example([text(0, 2), picture(2, 2)], [(1, 4, 6)], 0)
+    with pytest.raises(ValueError, match="4 visual placeholders, .*give 6 features"):
+        collate([[wrong]], pad_id=PAD_ID, merge_size=2)
+
+
+def test_batches_move_between_devices():
+    batch = collate([[image_example(1)]], pad_id=PAD_ID, merge_size=2).to("meta")
+    assert batch.vision.patches.is_meta
+    assert batch.vision.segments.cu_seqlens.is_meta
+    assert batch.input_ids.is_meta
+
+
+@settings(max_examples=40, deadline=None)
+@given(mixes)
+def test_packing_loses_nothing_and_fits(mix):
+    examples = [make(seed) for make, seed in mix]
+    rows = pack_rows(examples, row_tokens=40)
+    assert sorted(id(item) for row in rows for item in row) == sorted(map(id, examples))
+    assert all(sum(item.num_tokens for item in row) <= 40 for row in rows)
+
+
+def test_a_sample_longer_than_a_row_is_named():
+    with pytest.raises(ValueError, match=r"sample 4 has 9 tokens, a row holds 8: raise data.row_"):
+        pack_rows([text_example(4)], row_tokens=8)

@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+
+from vlmkit.build import build, compose_config
+from vlmkit.data.emoji import ARTISTS, EmojiSet
+from vlmkit.data.emoji_questions import PLACES, Choose, Count, Group, Name, Where, lay_out
+from vlmkit.data.mixture import Mixture, Weighted
+from vlmkit.data.quickstart import ClipSource, EmojiSource
+
+
+@pytest.fixture(scope="module")
+def emoji() -> EmojiSet:
+    return EmojiSet("train", artists=["noto", "openmoji"])
+
+
+def test_concepts_are_held_out_as_a_whole():
+    train, held_out, everything = (EmojiSet(side) for side in ("train", "held_out", "all"))
+    codes = [{concept.hexcode for concept in side.concepts} for side in (train, held_out, everything)]
+    assert not codes[0] & codes[1]
+    assert codes[0] | codes[1] == codes[2]
+    assert 0.12 < len(codes[1]) / len(codes[2]) < 0.18
+    assert len(codes[2]) > 1500
+    assert len(everything.groups) == 9
+
+
+@pytest.mark.parametrize("artist", ARTISTS)
+def test_every_artist_has_drawn_every_concept(artist):
+    everything = EmojiSet("all", artists=[artist])
+    for concept in everything.concepts[::97]:
+        pixels = everything.picture(concept, artist)
+        assert pixels.shape == (64, 64, 3)
+        assert (pixels < 200).any(), f"{artist} {concept.label_en} is blank"
+
+
+def test_unknown_artist_is_named():
+    with pytest.raises(ValueError, match=r"\['picasso'\] are not in the set"):
+        EmojiSet(artists=["picasso"])
+
+
+def test_samples_are_a_function_of_seed_and_index(emoji):
+    def source(seed):
+        return EmojiSource(emoji, Count(), "count", size=100, seed=seed)
+
+    a, b, c = source(0)[17], source(0)[17], source(1)[17]
+    assert a.meta == b.meta
+    assert np.array_equal(a.messages[0].parts[0].image.pixels, b.messages[0].parts[0].image.pixels)
+    assert not np.array_equal(
+        a.messages[0].parts[0].image.pixels, c.messages[0].parts[0].image.pixels
+    )
+
+
+def test_counts_are_what_is_on_the_canvas(emoji):
+    source = EmojiSource(emoji, Count(most=6), "count", size=60)
+    for i in range(60):
+        sample = source[i]
+        canvas = sample.messages[0].parts[0].image.pixels
+        cells = canvas.reshape(3, 32, 3, 32, 3).transpose(0, 2, 1, 3, 4).reshape(9, -1)
+        assert str(int((cells.min(axis=1) < 235).sum())) == sample.meta["answer"]
+
+
+def test_places_are_where_the_drawing_is(emoji):
+    source = EmojiSource(emoji, Where(), "where", size=40)
+    for i in range(40):
+        sample = source[i]
+        canvas = sample.messages[0].parts[0].image.pixels
+        row, column = divmod(PLACES.index(sample.meta["answer"]), 3)
+        inside = canvas[32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
+        assert int(255 * canvas.size - canvas.sum(dtype=np.int64)) == int(
+            255 * inside.size - inside.sum(dtype=np.int64)
+        )
+
+
+def test_choices_hold_the_right_name_once(emoji):
+    source = EmojiSource(emoji, Choose(), "choose", size=40)
+    for i in range(40):
+        meta = source[i].meta
+        options = dict(line.split(". ", 1) for line in meta["question"].split("\n")[1:5])
+        assert options[meta["answer"]] == emoji.concepts[i].label_en
+        assert len(set(options.values())) == 4
+
+
+def test_names_and_groups_are_the_concepts_own(emoji):
+    for question, field in ((Name(), "label_en"), (Name(1.0), "label_zh"), (Group(), "group")):
+        sample = EmojiSource(emoji, question, "x", size=10)[3]
+        assert sample.meta["answer"] == getattr(emoji.concepts[3], field)
+
+
+def test_lay_out_fills_one_cell():
+    canvas = lay_out({5: np.zeros((64, 64, 3), dtype=np.uint8)})
+    assert not canvas[32:64, 64:].any()
+    assert int((canvas == 0).sum()) == 32 * 32 * 3
+
+
+def test_clip_answers_are_the_cut(emoji):
+    source = ClipSource("clip", size=30)
+    for i in range(30):
+        sample = source[i]
+        clip = sample.messages[0].parts[0]
+        assert sample.meta["answer"].split()[0] == str(round(clip.end_s - clip.start_s))
+        assert 0 <= clip.start_s < clip.end_s <= 5.28
+
+
+def test_mixture_keeps_its_weights_and_order(emoji):
+    parts = {
+        "a": Weighted(EmojiSource(emoji, Name(), "a", 1000), 3.0),
+        "b": Weighted(EmojiSource(emoji, Group(), "b", 1000), 1.0),
+    }
+    names = [Mixture(parts, seed=0)[i].source for i in range(400)]
+    assert names.count("a") / 400 == pytest.approx(0.75, abs=0.09)  # four standard errors
+    assert names == [Mixture(parts, seed=0)[i].source for i in range(400)]
+    assert names != [Mixture(parts, seed=1)[i].source for i in range(400)]
+    with pytest.raises(ValueError, match="positive weights"):
+        Mixture({"a": Weighted(parts["a"].source, 0.0)})
+
+
+def test_validation_never_shows_training_pictures():
+    config = compose_config()
+    data = build(config.data)
+    train = config.emoji.train
+    for name, source in data.validation.items():
+        if name == "clip_new_cuts":
+            continue
+        seen = EmojiSet("train", artists=list(train.artists))
+        new_concept = not {c.hexcode for c in source.emoji.concepts} & {
+            c.hexcode for c in seen.concepts
+        }
+        new_artist = not set(source.emoji.artists) & set(seen.artists)
+        assert new_concept or new_artist, name

@@ -1,0 +1,125 @@
+"""One optimiser step does not depend on how it is cut."""
+
+import json
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.samples import (
+    PAD_ID,
+    image_example,
+    text_example,
+    two_images_example,
+    video_example,
+)
+from vlmkit.build import build, build_model, compose_config
+from vlmkit.data.collate import collate
+from vlmkit.training.jsonl_logger import JSONLLogger
+from vlmkit.training.optim import WarmupCosine, weight_decay_groups
+from vlmkit.training.vlm_module import VLMModule
+
+EXAMPLES = [
+    text_example(0, answer=9),
+    image_example(1),
+    two_images_example(2),
+    video_example(3),
+    text_example(4),
+    image_example(5, answer=7),
+    text_example(6, answer=2),
+    image_example(7),
+]
+
+
+PLAIN_SGD = [  # the weights after one step are the gradient
+    "optim.optimizer={_target_: torch.optim.SGD, _partial_: true, lr: 1.0}",
+    "optim.clip_norm=1e9",
+    "optim.weight_decay=0",
+]
+
+
+def step(loss: str, cut: list[list[int]], *overrides: str, rows: int = 1) -> VLMModule:
+    """Train one step on the same eight samples, cut into micro-batches."""
+    torch.manual_seed(0)
+    config = compose_config("model=qwen3vl_tiny", f"loss={loss}", *PLAIN_SGD, *overrides)
+    model = build_model(config=config)
+    batches = [
+        collate([[EXAMPLES[i] for i in part[r::rows]] for r in range(rows)], pad_id=PAD_ID, merge_size=2)
+        for part in cut
+    ]
+    module = build(config.module, model=model)
+    trainer = L.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader([batches], batch_size=None, collate_fn=lambda x: x))
+    return module
+
+
+@pytest.mark.parametrize("loss", ["per_token", "sqrt_token", "per_sample"])
+def test_micro_batches_and_packing_do_not_change_the_step(loss):
+    whole = step(loss, [[0, 1, 2, 3, 4, 5, 6, 7]])
+    cuts = {
+        "two of four": step(loss, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        "eight of one": step(loss, [[i] for i in range(8)]),
+        "four rows": step(loss, [[0, 1, 2, 3, 4, 5, 6, 7]], rows=4),
+    }
+    for name, other in cuts.items():
+        for (key, a), b in zip(
+            whole.model.named_parameters(), other.model.parameters(), strict=True
+        ):
+            worst = float((a - b).detach().abs().max())
+            assert worst < 1e-6, (name, key, worst)  # measured 6e-8 on gradients up to 0.1
+        grads = [m.trainer.callback_metrics["train/grad_norm"] for m in (whole, other)]
+        # measured 3e-7 relative
+        assert float(grads[0]) == pytest.approx(float(grads[1]), rel=1e-5), name
+        losses = [m.trainer.callback_metrics["train/loss"] for m in (whole, other)]
+        assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6), name
+
+
+def test_moe_adds_the_balancing_loss():
+    dense = step("per_token", [[0, 1, 2, 3]])
+    moe = step("per_token", [[0, 1, 2, 3]], "model=qwen3vl_tiny_moe")
+    assert "train/balancing" not in dense.trainer.callback_metrics
+    balance = float(moe.trainer.callback_metrics["train/balancing"])
+    assert 2.0 <= balance < 2.5  # two of eight experts; nearly balanced at the start
+
+
+def test_weight_decay_spares_norms_biases_and_embeddings():
+    model = build_model("model=qwen3vl_tiny", device="meta")
+    decayed, spared = weight_decay_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert spared["weight_decay"] == 0
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    assert "decoder.layers.0.attention.q_proj.weight" in decayed_names
+    assert "decoder.embedding.weight" not in decayed_names
+    assert not any("norm" in name or name.endswith("bias") for name in decayed_names)
+
+
+def test_schedule_rises_and_falls():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = WarmupCosine(optimizer, total_steps=100, warmup_steps=10, final_share=0.1)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_jsonl_logger_appends_lines(tmp_path):
+    logger = JSONLLogger(tmp_path / "run" / "metrics.jsonl")
+    logger.log_metrics({"train/loss": 1.5, "epoch": 0}, step=3)
+    logger.log_metrics({"train/loss": 1.25}, step=4)
+    rows = [json.loads(line) for line in logger.path.read_text().splitlines()]
+    assert [(row["step"], row["train/loss"]) for row in rows] == [(3, 1.5), (4, 1.25)]
+    assert all(set(row) == {"step", "time_s", "train/loss"} for row in rows)
