@@ -33,7 +33,10 @@ EXAMPLES = [
 
 
 PLAIN_SGD = [  # the weights after one step are the gradient
-    "optim.optimizer={_target_: torch.optim.SGD, _partial_: true, lr: 1.0}",
+    "optim.optimizer._target_=torch.optim.SGD",
+    "~optim.optimizer.betas",
+    "~optim.optimizer.fused",
+    "optim.lr=1.0",
     "optim.clip_norm=1e9",
     "optim.weight_decay=0",
 ]

@@ -112,12 +112,13 @@ def build_qwen_tokenizer(num_ranks: int | None = None) -> Tokenizer:
             f"num_ranks is {num_ranks}; it must lie between {NUM_BYTES} (single bytes only) "
             f"and {QWEN_RANKS} (the full Qwen3 vocabulary)"
         )
-    ranks = _read_ranks(asset_path("tokenizer", "qwen.tiktoken"))
+    content = _verified_content(asset_path("tokenizer", "qwen.tiktoken"))
 
     cached = _cache_folder() / f"qwen3-{RANKS_SHA256[:16]}-{num_ranks}-v{_CACHE_VERSION}.json"
     tokenizer = _load_cached(cached)
     if tokenizer is None:
-        tokenizer = _tokenizer_from_ranks(ranks[:num_ranks])
+        lines = content.splitlines()[:num_ranks]  # each a byte string in base64, and its rank
+        tokenizer = _tokenizer_from_ranks([base64.b64decode(line.split()[0]) for line in lines])
         _save_cached(tokenizer, cached)
     return tokenizer
 
@@ -166,8 +167,8 @@ def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
     return SpecialTokens(**ids)
 
 
-def _read_ranks(path: Path) -> list[bytes]:
-    """Byte strings of the rank file (lines of base64, rank), in rank order."""
+def _verified_content(path: Path) -> bytes:
+    """Content of the rank file, which decides every id and so must be the published one."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != RANKS_SHA256:
@@ -175,7 +176,7 @@ def _read_ranks(path: Path) -> list[bytes]:
             f"{path} has sha256 {digest}, expected {RANKS_SHA256}; the file was changed "
             "(line endings, Git LFS pointer?), so restore it from the repository"
         )
-    return [base64.b64decode(line.split()[0]) for line in content.splitlines()]
+    return content
 
 
 def _tokenizer_from_ranks(ranks: list[bytes]) -> Tokenizer:
