@@ -165,16 +165,24 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
 def _single_runs(overrides: list[str]) -> Iterable[list[str]]:
     """Each value of a sweep once, with the first value of every other."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise ConfigError(str(error)) from error
-    choices = [_values(override) for override in parsed]
+    choices = [_values(override) for override in _parse(overrides)]
     firsts = [values[0] for values in choices]
     yield firsts
     for i, values in enumerate(choices):
         for value in values[1:]:
             yield [*firsts[:i], value, *firsts[i + 1 :]]
+
+
+def _parse(overrides: Iterable[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    for line in overrides:
+        try:
+            parsed += parser.parse_overrides([line])
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{line}: this is not an override ({reason})") from error
+    return parsed
 
 
 def _values(override: Override) -> list[str]:
@@ -193,10 +201,7 @@ def _explain(
     if config_dir:
         groups |= {path.name for path in Path(config_dir).iterdir() if path.is_dir()}
     options = {group: options_of(group, config_dir) for group in sorted(groups)}
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException:
-        return str(error)
+    parsed = _parse(overrides)
     fine: list[str] = []
     for override in parsed:
         key, value = override.key_or_group, override.value()

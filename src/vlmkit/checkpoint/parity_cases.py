@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from vlmkit.models.qwen3vl import Qwen3VL
+from vlmkit.sequence import SpecialTokens
 
 Grid = tuple[int, int, int]
 Inputs = dict[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Image:
-    """A picture of so many patches."""
+    """A picture of so many visual tokens."""
 
     rows: int
     columns: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Video:
     """A clip; its frames stand apart in the text, each behind a few tokens, as with timestamps."""
 
@@ -33,76 +35,70 @@ class Video:
 Part = int | Image | Video
 """A number is a run of that many text tokens."""
 
-# Rows of each batch. Sizes are counted in merge windows and multiplied by the merge size.
-CASES: Mapping[str, Sequence[Sequence[Part]]] = {
-    "text": [[23], [11]],
-    "one image": [[5, Image(rows=2, columns=3), 7]],
-    "several images": [
-        [3, Image(rows=2, columns=2), Image(rows=1, columns=4), 4, Image(rows=3, columns=2), 5],
-        [2, Image(rows=2, columns=1), 6],
-    ],
-    "video": [[4, Video(frames=3, rows=2, columns=2), 6]],
-    "mix": [
-        [
-            2,
-            Video(frames=2, rows=2, columns=3),
-            3,
-            Image(rows=3, columns=3),
-            2,
-            Video(frames=1, rows=1, columns=2),
-            4,
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A batch of rows of different length."""
+
+    rows: Sequence[Sequence[Part]]
+    pad_left: bool = False  # where shorter rows are padded
+
+
+CASES: Mapping[str, Case] = {
+    "text": Case(rows=[[23], [11]]),
+    "one image": Case(rows=[[5, Image(2, 3), 7]]),
+    "several images": Case(
+        rows=[
+            [3, Image(2, 2), Image(1, 4), 4, Image(3, 2)],
+            [2, Image(2, 1), 6],
         ],
-        [6, Image(rows=1, columns=2), 5],
-    ],
+        pad_left=True,
+    ),
+    "video": Case(rows=[[4, Video(3, 2, 2), 6]]),
+    "mix": Case(
+        rows=[
+            [2, Video(2, 2, 3), 3, Image(3, 3), 2, Video(1, 1, 2), 4],
+            [6, Image(1, 2), 5],
+        ]
+    ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What the inputs of a checkpoint look like."""
+    """What the inputs of a model look like."""
 
     vocab_size: int
-    image_id: int
-    video_id: int
-    vision_start_id: int
-    vision_end_id: int
+    special: SpecialTokens
     merge_size: int
     patch_dim: int
 
     @classmethod
-    def from_published(cls, config: Mapping[str, Any]) -> InputSpec:
-        """Read it from a published config.json."""
-        vision = config["vision_config"]
-        side = vision["patch_size"]
+    def of(cls, model: Qwen3VL) -> InputSpec:
+        """Read it from a model, which may be on meta."""
         return cls(
-            vocab_size=config["text_config"]["vocab_size"],
-            image_id=config["image_token_id"],
-            video_id=config["video_token_id"],
-            vision_start_id=config["vision_start_token_id"],
-            vision_end_id=config["vision_end_token_id"],
-            merge_size=vision["spatial_merge_size"],
-            patch_dim=vision["in_channels"] * vision["temporal_patch_size"] * side * side,
+            vocab_size=model.decoder.vocab_size,
+            special=model.special_tokens,
+            merge_size=model.merger.merge_size,
+            patch_dim=model.vision.patch_dim,
         )
 
 
-def make_inputs(
-    rows: Sequence[Sequence[Part]], spec: InputSpec, seed: int, pad_left: bool = False
-) -> Inputs:
+def make_inputs(case: Case, spec: InputSpec, seed: int) -> Inputs:
     """What the transformers processor would return for such a batch.
 
     Args:
-        rows: one list of parts per row.
+        case: what the rows hold.
         spec: of the checkpoint.
         seed: of tokens and pixels.
-        pad_left: where shorter rows are padded.
     """
     writer = _Writer(spec, seed)
-    written = [writer.row(parts) for parts in rows]
+    written = [writer.row(parts) for parts in case.rows]
     length = max(len(ids) for ids, _ in written)
-    input_ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    input_ids = torch.zeros(len(written), length, dtype=torch.int64)
     kinds, mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
     for i, (ids, types) in enumerate(written):
-        place = slice(length - len(ids), length) if pad_left else slice(0, len(ids))
+        place = slice(length - len(ids), length) if case.pad_left else slice(0, len(ids))
         input_ids[i, place] = torch.tensor(ids)
         kinds[i, place] = torch.tensor(types)
         mask[i, place] = 1
@@ -126,7 +122,7 @@ class _Writer:
         self.random = torch.Generator().manual_seed(seed)
         self.images: list[Grid] = []
         self.videos: list[Grid] = []
-        special = {spec.image_id, spec.video_id, spec.vision_start_id, spec.vision_end_id}
+        special = vars(spec.special).values()
         self.plain = [token for token in range(min(spec.vocab_size, 4096)) if token not in special]
 
     def row(self, parts: Sequence[Part]) -> tuple[list[int], list[int]]:
@@ -146,12 +142,12 @@ class _Writer:
             yield from self._text(part)
         elif isinstance(part, Image):
             self.images.append((1, part.rows * side, part.columns * side))
-            yield from self._frame(self.spec.image_id, 1, part.rows * part.columns)
+            yield from self._frame(self.spec.special.image_id, 1, part.rows * part.columns)
         else:
             self.videos.append((part.frames, part.rows * side, part.columns * side))
             for _ in range(part.frames):
                 yield from self._text(3)
-                yield from self._frame(self.spec.video_id, 2, part.rows * part.columns)
+                yield from self._frame(self.spec.special.video_id, 2, part.rows * part.columns)
 
     def _text(self, count: int) -> Iterator[tuple[int, int]]:
         drawn = torch.randint(len(self.plain), (count,), generator=self.random)
@@ -159,6 +155,6 @@ class _Writer:
             yield self.plain[i], 0
 
     def _frame(self, token_id: int, kind: int, count: int) -> Iterator[tuple[int, int]]:
-        yield self.spec.vision_start_id, 0
+        yield self.spec.special.vision_start_id, 0
         yield from [(token_id, kind)] * count
-        yield self.spec.vision_end_id, 0
+        yield self.spec.special.vision_end_id, 0

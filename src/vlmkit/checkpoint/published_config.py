@@ -84,8 +84,8 @@ def published_config(model: Qwen3VL) -> Config:
             "attention_bias": False,
             "attention_dropout": 0.0,
             "initializer_range": 0.02,
-            "bos_token_id": special.pad_id,
-            "eos_token_id": special.im_end_id,
+            "bos_token_id": _within(decoder, special.pad_id),
+            "eos_token_id": _within(decoder, special.im_end_id),
             "use_cache": True,
         },
         "vision_config": {
@@ -105,6 +105,11 @@ def published_config(model: Qwen3VL) -> Config:
             "initializer_range": 0.02,
         },
     }
+
+
+def _within(decoder: Decoder, token_id: int) -> int | None:
+    """A token id, or None where a small vocabulary has no such token."""
+    return token_id if token_id < decoder.vocab_size else None
 
 
 def _exactly(part: nn.Module, wanted: type[Part], name: str) -> Part:

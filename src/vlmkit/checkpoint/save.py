@@ -70,7 +70,7 @@ def save_checkpoint(
         with atomic_folder(target, overwrite, known_by=CONFIG) as partial:
             _write_weights(model, list(entries.values()), partial, int(max_shard_gb * 1e9))
             _write_json(partial / CONFIG, config)
-            _write_settings(model.special_tokens, config["vision_config"], partial, companions)
+            _write_settings(model, config, partial, companions)
             _write_tokenizer(model.special_tokens, partial, tokenizer, companions)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
@@ -104,11 +104,12 @@ def _write_weights(model: Qwen3VL, entries: list[TensorEntry], folder: Path, lim
 
 
 def _write_settings(
-    special: SpecialTokens, vision: dict[str, Any], folder: Path, companions: Path | None
+    model: Qwen3VL, config: dict[str, Any], folder: Path, companions: Path | None
 ) -> None:
     """Processor and generation settings."""
+    vision = config["vision_config"]
     written = {
-        "generation_config.json": generation_config(special),
+        "generation_config.json": generation_config(model.special_tokens, model.decoder.vocab_size),
         "preprocessor_config.json": image_processor_config(vision),
         "video_preprocessor_config.json": video_processor_config(vision),
     }

@@ -67,13 +67,20 @@ def _pixels(vision: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def generation_config(special: SpecialTokens) -> dict[str, Any]:
-    """generation_config.json of the Instruct models."""
+def generation_config(special: SpecialTokens, vocab_size: int) -> dict[str, Any]:
+    """generation_config.json of the Instruct models.
+
+    Args:
+        special: token ids; those beyond the vocabulary are left out.
+        vocab_size: rows of the embedding.
+    """
+    padding = special.pad_id if special.pad_id < vocab_size else None
     return {
-        "bos_token_id": special.pad_id,
-        "pad_token_id": special.pad_id,
+        "bos_token_id": padding,
+        "pad_token_id": padding,
         "do_sample": True,
-        "eos_token_id": list(special.stop_ids),
+        "eos_token_id": [token_id for token_id in special.stop_ids if token_id < vocab_size]
+        or None,
         "top_k": 20,
         "top_p": 0.8,
         "repetition_penalty": 1.0,

@@ -87,5 +87,6 @@ class EmojiSet:
 
     def picture(self, concept: Concept, artist: str) -> Pixels:
         """One drawing, (64, 64, 3) uint8 on white."""
-        with Image.open(io.BytesIO(self._encoded[artist][concept.hexcode])) as image:
+        encoded = io.BytesIO(self._encoded[artist][concept.hexcode])
+        with Image.open(encoded, formats=["WEBP"]) as image:
             return cast(Pixels, np.asarray(image.convert("RGB")))

@@ -6,7 +6,7 @@ is generated, and so is the exact answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,11 +27,10 @@ PLACES = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture with a question and its answer."""
+    """A picture with questions and their answers, in turns."""
 
     pixels: Pixels
-    question: str
-    answer: str
+    turns: tuple[tuple[str, str], ...]
 
 
 class Question(Protocol):
@@ -58,8 +57,8 @@ class Name:
     def __call__(self, subject: Concept, emoji: EmojiSet, draw: Draw, rng: Rng) -> Asked:
         """See `Question`."""
         if rng.random() < self.chinese_share:
-            return Asked(draw(subject), "这是什么?", subject.label_zh)
-        return Asked(draw(subject), "What is this?", subject.label_en)
+            return Asked(draw(subject), (("这是什么?", subject.label_zh),))
+        return Asked(draw(subject), (("What is this?", subject.label_en),))
 
 
 class Caption:
@@ -68,7 +67,7 @@ class Caption:
     def __call__(self, subject: Concept, emoji: EmojiSet, draw: Draw, rng: Rng) -> Asked:
         """See `Question`."""
         tags = ", ".join(subject.tags_en[:3])
-        return Asked(draw(subject), "Describe the picture.", f"{subject.label_en}: {tags}")
+        return Asked(draw(subject), (("Describe the picture.", f"{subject.label_en}: {tags}"),))
 
 
 class Group:
@@ -76,7 +75,7 @@ class Group:
 
     def __call__(self, subject: Concept, emoji: EmojiSet, draw: Draw, rng: Rng) -> Asked:
         """See `Question`."""
-        return Asked(draw(subject), "Which group does this belong to?", subject.group)
+        return Asked(draw(subject), (("Which group does this belong to?", subject.group),))
 
 
 class Count:
@@ -92,7 +91,7 @@ class Count:
         others = [emoji.concepts[i] for i in rng.integers(len(emoji.concepts), size=number - 1)]
         sprites = dict(zip(cells.tolist(), [subject, *others], strict=True))
         canvas = lay_out({cell: draw(concept) for cell, concept in sprites.items()})
-        return Asked(canvas, "How many things are there?", str(number))
+        return Asked(canvas, (("How many things are there?", str(number)),))
 
 
 class Where:
@@ -101,7 +100,7 @@ class Where:
     def __call__(self, subject: Concept, emoji: EmojiSet, draw: Draw, rng: Rng) -> Asked:
         """See `Question`."""
         cell = int(rng.integers(len(PLACES)))
-        return Asked(lay_out({cell: draw(subject)}), "Where is it?", PLACES[cell])
+        return Asked(lay_out({cell: draw(subject)}), (("Where is it?", PLACES[cell]),))
 
 
 class Choose:
@@ -114,7 +113,27 @@ class Choose:
         order = rng.permutation(4).tolist()
         lines = [f"{'ABCD'[k]}. {options[i].label_en}" for k, i in enumerate(order)]
         question = "What is this?\n" + "\n".join(lines) + "\nAnswer with the letter."
-        return Asked(draw(subject), question, "ABCD"[order.index(0)])
+        return Asked(draw(subject), ((question, "ABCD"[order.index(0)]),))
+
+
+class Interview:
+    """Several questions about one drawing, in random order: one look, several lessons.
+
+    Args:
+        questions: those to choose from; each must be about the bare drawing.
+        fewest: turns at least.
+    """
+
+    def __init__(self, questions: Sequence[Question], fewest: int = 2) -> None:
+        self.questions, self.fewest = tuple(questions), fewest
+
+    def __call__(self, subject: Concept, emoji: EmojiSet, draw: Draw, rng: Rng) -> Asked:
+        """See `Question`."""
+        pixels = draw(subject)
+        number = int(rng.integers(self.fewest, len(self.questions) + 1))
+        chosen = rng.permutation(len(self.questions))[:number]
+        asked = [self.questions[i](subject, emoji, lambda _: pixels, rng) for i in chosen]
+        return Asked(pixels, tuple(turn for item in asked for turn in item.turns))
 
 
 def lay_out(sprites: dict[int, Pixels], cell: int = 32) -> Pixels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vlmkit.assets import asset_path
@@ -46,9 +48,7 @@ class EmojiSource:
             return self.emoji.picture(concept, str(rng.choice(self.emoji.artists)))
 
         asked = self.question(subject, self.emoji, draw, rng)
-        return conversation(
-            ImagePart(ImageArray(asked.pixels)), asked.question, asked.answer, self.name, index
-        )
+        return conversation(ImagePart(ImageArray(asked.pixels)), asked.turns, self.name, index)
 
 
 class ClipSource:
@@ -79,18 +79,24 @@ class ClipSource:
         start = round(float(rng.uniform(0, self.longest_s - length)), 2)
         clip = VideoPart(self.path, start, start + length)
         plural = "s" if length > 1 else ""
-        return conversation(
-            clip, "How long is this clip?", f"{length} second{plural}", self.name, index
-        )
+        turn = ("How long is this clip?", f"{length} second{plural}")
+        return conversation(clip, (turn,), self.name, index)
 
 
-def conversation(media: Part, question: str, answer: str, source: str, key: int) -> Conversation:
-    """One picture or clip, one question, one answer."""
-    return Conversation(
-        messages=(
-            Message(role="user", parts=(media, TextPart(question))),
+def conversation(
+    media: Part, turns: Sequence[tuple[str, str]], source: str, key: int
+) -> Conversation:
+    """One picture or clip and one or more questions with answers; `meta` holds the last."""
+    messages: list[Message] = []
+    for i, (question, answer) in enumerate(turns):
+        asked: tuple[Part, ...] = (TextPart(question),) if i else (media, TextPart(question))
+        messages += [
+            Message(role="user", parts=asked),
             Message(role="assistant", parts=(TextPart(answer),)),
-        ),
+        ]
+    question, answer = turns[-1]
+    return Conversation(
+        messages=tuple(messages),
         source=source,
         key=key,
         meta={"question": question, "answer": answer},

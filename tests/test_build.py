@@ -1,0 +1,127 @@
+"""Composition: every option builds, mistakes are named, parts can be swapped from outside."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import vlmkit
+from tests.samples import PAD_ID, image_example
+from vlmkit.build import CONF_DIR, build, build_model, compose_config, options_of
+from vlmkit.data.collate import collate
+from vlmkit.errors import ConfigError
+from vlmkit.fusion.base import Fusion
+
+MODEL_GROUPS = ("model", "vision", "language", "position", "rope_scaling", "fusion", "attention")
+BUILT_GROUPS = ("temporal", "loss", "processor", "data", "callbacks")
+NEEDS = {  # what an option needs beside itself, as its error says
+    "model=qwen3vl_tiny": [],
+    "language=moe": ["+size.num_experts=8", "+size.num_active_experts=2", "+size.expert_dim=48"],
+    "attention=flash": None,  # a package that is not a dependency
+}
+
+
+def options(groups) -> list[str]:
+    return [f"{group}={option}" for group in groups for option in options_of(group)]
+
+
+@pytest.mark.parametrize("option", options(MODEL_GROUPS))
+def test_every_model_option_builds(option):
+    extra = NEEDS.get(option, [])
+    if extra is None:
+        with pytest.raises(ConfigError, match="flash-attn"):
+            build_model(option, device="meta")
+        return
+    model = build_model(option, *extra, device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+
+
+@pytest.mark.parametrize("option", options(BUILT_GROUPS))
+def test_every_other_option_builds(option, tmp_path):
+    group = option.split("=")[0]
+    config = compose_config("model=qwen3vl_tiny", option, f"run_dir={tmp_path}")
+    assert build(config[group])
+
+
+@pytest.mark.parametrize("option", [*options(["optim", "trainer", "logger"])])
+def test_training_options_compose(option, tmp_path):
+    if option == "logger=wandb":
+        pytest.importorskip("wandb")
+    config = compose_config(option, f"run_dir={tmp_path}")
+    built = build(config[option.split("=")[0]])
+    assert built is not None
+
+
+def test_every_group_is_tested():
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    assert groups == {*MODEL_GROUPS, *BUILT_GROUPS, "optim", "trainer", "logger", "experiment"}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("modle=qwen3vl_8b", "modle: there is no such key. Did you mean .*model"),
+        ("model=qwen3vl_8", "no such option. Did you mean model=qwen3vl_8b.*Options: .*qwen3vl_2b"),
+        ("size.hiden_dim=3", "size.hiden_dim: .*Did you mean size.hidden_dim"),
+        ("fusion=deepstak", "Did you mean fusion=deepstack"),
+        ("optim.learning_rate=1", "optim.learning_rate: there is no such key"),
+        ("fusion.taped_blocks=[1]", "Did you mean fusion.tapped_blocks"),
+        ("fusion=[", r"fusion=\[: this is not an override"),
+    ],
+)
+def test_typos_are_errors_that_name_near_matches(override, words):
+    with pytest.raises(ConfigError, match=words):
+        compose_config(override)
+
+
+class Doubled(Fusion):
+    """A researcher's own idea."""
+
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((), factor))
+
+    def forward(self, hidden, layer_idx, visual):
+        return hidden * self.scale if layer_idx == 0 else hidden
+
+
+def test_a_built_part_replaces_a_configured_one_and_keeps_its_weights():
+    model = vlmkit.build_model("model=qwen3vl_tiny", fusion=Doubled(3.0))
+    assert float(model.fusion.scale) == 3.0
+    batch = collate([[image_example(0)]], pad_id=PAD_ID, merge_size=2)
+    plain = vlmkit.build_model("model=qwen3vl_tiny", "fusion=none")
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "fusion" not in k})
+    assert not torch.allclose(model.logits(batch), plain.logits(batch))
+
+
+def test_unknown_parts_are_named():
+    with pytest.raises(ConfigError, match=r"no part \['fusoin'\]; its parts are .*fusion"):
+        build_model("model=qwen3vl_tiny", fusoin=Doubled())
+
+
+def test_an_option_of_ones_own_lives_outside_the_repository(tmp_path: Path):
+    folder = tmp_path / "fusion"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("_target_: tests.test_build.Doubled\nfactor: 5.0\n")
+    config = compose_config("model=qwen3vl_tiny", "fusion=mine", config_dir=tmp_path)
+    model = build_model(config=config)
+    assert isinstance(model.fusion, Doubled)
+    with pytest.raises(ConfigError, match="Did you mean fusion=mine"):
+        compose_config("fusion=mien", config_dir=tmp_path)
+
+
+def test_models_start_from_the_same_weights_for_the_same_seed():
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat([p.flatten() for p in build_model("model=qwen3vl_tiny").parameters()])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+    assert weights(0).isfinite().all()
+
+
+def test_dtype_and_device_are_as_asked():
+    model = build_model("model=qwen3vl_tiny", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.position.inv_freq().dtype == torch.float32
