@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
@@ -76,3 +79,26 @@ def save_toy(folder: Path, shard: str = "5GB", **settings: Any) -> nn.Module:
     model = toy_model(**settings)
     model.save_pretrained(folder, max_shard_size=shard)
     return model
+
+
+def legacy_config(folder: Path) -> None:
+    """Rewrite the keys of transformers 5 as those of the released checkpoints."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    text = config["text_config"]
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope.pop("rope_theta")
+    text["rope_scaling"] = rope
+    if "num_local_experts" in text:
+        text["num_experts"] = text.pop("num_local_experts")
+    config["vision_config"].pop("rope_parameters")
+    config["vision_config"]["model_type"] = config["model_type"]
+    path.write_text(json.dumps(config))
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+    """Change what `model.safetensors` holds."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})

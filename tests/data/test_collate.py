@@ -76,7 +76,7 @@ def test_rows_have_the_length_asked_for():
 
 def test_spans_and_grids_must_agree():
     wrong = example([text(0, 2), picture(2, 2)], [(1, 4, 6)], 0)
-    with pytest.raises(ValueError, match="4 visual placeholders, .*give 6 features"):
+    with pytest.raises(ValueError, match=r"4 visual placeholders, .*give 6 features"):
         collate([[wrong]], pad_id=PAD_ID, merge_size=2)
 
 

@@ -135,3 +135,23 @@ def test_broken_pictures_are_named(processor, tmp_path):
     ):
         with pytest.raises(MediaError, match=f"{path.name}.*{reason}"):
             processor(talk(("user", ImagePart(ImageFile(path)), "?")))
+
+
+def test_pictures_open_as_they_are_shown(tmp_path):
+    """Turned by EXIF, transparent on white, 16-bit grey without clipping."""
+    pixels = np.zeros((4, 8, 3), dtype=np.uint8)
+    pixels[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    turned = np.asarray(ImageFile(tmp_path / "turned.png").open())
+    assert turned.shape == (8, 4, 3)
+    assert turned[0, 0, 0] == 255
+    assert turned[-1, 0, 0] == 0
+
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(ImageFile(tmp_path / "clear.png").open()).min() == 255
+
+    deep = np.array([[0, 32_896, 65_535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.asarray(ImageFile(tmp_path / "deep.png").open())[0, :, 0].tolist() == [0, 128, 255]

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vlmkit.errors import MediaError
 
@@ -107,12 +107,20 @@ def _decode(source: Path, name: str) -> Image.Image:
     try:
         with Image.open(source) as image:
             image.load()
-            if image.mode in ("RGBA", "LA", "P"):
-                rgba = image.convert("RGBA")
-                white = Image.new("RGBA", rgba.size, "white")
-                return Image.alpha_composite(white, rgba).convert("RGB")
-            return image.convert("RGB")
+            return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise MediaError(f"image {name}: file not found") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(f"image {name}: cannot be decoded ({error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Transparent pictures on white; 16-bit grey scaled to 8 bits, where PIL would clip."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.float32) / 257
+        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

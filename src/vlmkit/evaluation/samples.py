@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from vlmkit.batch import VLMBatch
 from vlmkit.data.collate import collate
@@ -66,14 +66,13 @@ def answer_samples(
     return answered
 
 
-def _picture(conversation: Conversation, processor: Processor) -> np.ndarray:
+def _picture(conversation: Conversation, processor: Processor) -> NDArray[np.uint8]:
     for message in conversation.messages:
         for part in message.parts:
             if isinstance(part, ImagePart):
                 return np.asarray(part.image.open())
             if isinstance(part, VideoPart):
-                reader = processor.video.reader(part.path)
-                times = torch.tensor(reader.pts_s)
-                middle = ((part.start_s or 0.0) + (part.end_s or float(times[-1]))) / 2
-                return np.asarray(reader.get([int((times - middle).abs().argmin())])[0])
+                reader = processor.video.open_reader(part.path)
+                middle = ((part.start_s or 0.0) + (part.end_s or reader.duration_s)) / 2
+                return reader.get([int(np.abs(reader.pts_s - middle).argmin())])[0]
     return np.full((64, 64, 3), 255, dtype=np.uint8)

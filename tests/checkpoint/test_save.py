@@ -1,0 +1,150 @@
+"""Saving: all of a folder or nothing, and the files beside the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from vlmkit.build import build_model
+from vlmkit.data.tokenizer import build_qwen_tokenizer
+from vlmkit.errors import CheckpointError
+from vlmkit.models.qwen3vl import Qwen3VL
+from vlmkit.pretrained import load_pretrained, save_pretrained
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def tiny() -> Qwen3VL:
+    model = build_model("model=qwen3vl_tiny")
+    assert isinstance(model, Qwen3VL)
+    return model
+
+
+def test_an_existing_folder_is_kept_unless_asked(tmp_path: Path) -> None:
+    target, model = tmp_path / "out", tiny()
+    save_pretrained(model, target)
+    with pytest.raises(CheckpointError, match=r"out exists and is not empty: pass overwrite"):
+        save_pretrained(model, target)
+    with torch.no_grad():
+        model.decoder.norm.weight.fill_(7.0)
+    save_pretrained(model, target, overwrite=True)
+    assert load_pretrained(target).decoder.norm.weight[0] == 7.0
+    assert names_in(tmp_path) == {"out"}
+
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"not replaced, overwrite or not"):
+        save_pretrained(model, precious, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file"):
+        save_pretrained(model, tmp_path / "file", overwrite=True)
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
+def test_an_error_leaves_nothing_half_written(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, model = tmp_path / "out", tiny()
+    save_pretrained(model, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    calls = []
+
+    def fail_at_the_third(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if len(calls) == 3:
+            raise error
+        save_file(*args, **kwargs)
+
+    monkeypatch.setattr("vlmkit.checkpoint.save.save_file", fail_at_the_third)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else CheckpointError
+    for folder, overwrite in ((tmp_path / "new", False), (target, True)):
+        calls.clear()
+        with pytest.raises(expected):
+            save_pretrained(model, folder, max_shard_gb=1e-4, overwrite=overwrite)
+    assert names_in(tmp_path) == {"out"}
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_a_model_without_values_is_not_saved(tmp_path: Path) -> None:
+    model = build_model("model=qwen3vl_tiny", device="meta")
+    with pytest.raises(CheckpointError, match="on meta"):
+        save_pretrained(model, tmp_path / "out")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+WEIGHTS_ONLY = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+}
+WITH_TOKENIZER = WEIGHTS_ONLY | {
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+}
+
+
+def test_a_cut_vocabulary_has_no_tokenizer_unless_given(tmp_path: Path) -> None:
+    save_pretrained(tiny(), tmp_path / "without")
+    assert names_in(tmp_path / "without") == WEIGHTS_ONLY
+    save_pretrained(tiny(), tmp_path / "with", tokenizer=build_qwen_tokenizer(998))
+    assert names_in(tmp_path / "with") == WITH_TOKENIZER
+
+
+def test_the_full_vocabulary_brings_its_tokenizer(tmp_path: Path) -> None:
+    model = build_model("model=qwen3vl_tiny", "size.vocab_ranks=151643", "size.vocab_size=151936")
+    save_pretrained(model, tmp_path / "out")  # type: ignore[arg-type]
+    assert names_in(tmp_path / "out") == WITH_TOKENIZER
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert tokenizer.encode("assistant").ids == [77091]
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {
+        "bos_token_id": 151643,
+        "pad_token_id": 151643,
+        "do_sample": True,
+        "eos_token_id": [151645, 151643],
+        "top_k": 20,
+        "top_p": 0.8,
+        "repetition_penalty": 1.0,
+        "temperature": 0.7,
+    }
+
+
+def test_transformers_reads_processor_and_tokenizer(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = build_qwen_tokenizer(998)
+    save_pretrained(tiny(), tmp_path / "out", tokenizer=tokenizer)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    assert type(processor).__name__ == "Qwen3VLProcessor"
+    text = "<|im_start|>user\nWie groß? 123 <think>no</think><|im_end|>"
+    assert processor.tokenizer(text)["input_ids"] == tokenizer.encode(text).ids
+    special = tiny().special_tokens
+    assert processor.tokenizer.eos_token_id == special.im_end_id
+    assert processor.tokenizer.pad_token_id == special.pad_id
+    assert processor.image_token_id == special.image_id
+    assert (
+        processor.chat_template
+        == json.loads((tmp_path / "out" / "chat_template.json").read_text())["chat_template"]
+    )
+
+    picture = np.zeros((300, 400, 3), dtype=np.uint8)
+    inputs = processor(text="<|image_pad|>", images=[picture], return_tensors="pt")
+    assert inputs["image_grid_thw"].tolist() == [[1, 18, 24]]
+    assert inputs["pixel_values"].shape == (432, 1536)
+    clip = np.zeros((16, 480, 640, 3), dtype=np.uint8)
+    inputs = processor.video_processor([clip], do_sample_frames=False, return_tensors="pt")
+    assert inputs["video_grid_thw"].tolist() == [[8, 30, 40]]
