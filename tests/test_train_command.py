@@ -26,11 +26,10 @@ SHORT = [
     *(
         f"data.validation.{name}.size=6"
         for name in (
-            "name_new_artist",
+            "group_new_artist",
             "group_new_concepts",
             "count_new_concepts",
             "where_new_concepts",
-            "choose_new_artist",
             "clip_new_cuts",
         )
     ),
@@ -77,7 +76,7 @@ def test_run_folder_holds_everything(run):
     keys = set().union(*rows)
     assert {"train/loss", "train/tokens_per_s", "train/data_wait", "val/exact_match"} <= keys
     scores = json.loads((run / "results.json").read_text())["exact_match"]
-    assert set(scores["name_new_artist"]) == {"n", "chance", "before", "after"}
+    assert set(scores["group_new_artist"]) == {"n", "chance", "before", "after"}
     for picture in ("loss", "samples"):
         with Image.open(run / "plots" / f"{picture}.png") as image:
             assert min(image.size) > 200

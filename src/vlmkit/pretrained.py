@@ -12,14 +12,17 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 from tokenizers import Tokenizer
 
-from vlmkit.build import build_model, compose_config
+from vlmkit.build import build, build_model, compose_config
 from vlmkit.checkpoint.files import CONFIG, read_json
 from vlmkit.checkpoint.load import load_weights
 from vlmkit.checkpoint.published import overrides_from_published
+from vlmkit.checkpoint.published_processor import processor_overrides
 from vlmkit.checkpoint.save import save_checkpoint
+from vlmkit.data.processor import Processor
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.models.qwen3vl import Qwen3VL
 
+TOKENIZER = "tokenizer.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -91,6 +94,32 @@ def save_pretrained(
         CheckpointError: the published layout cannot express the model, or the folder cannot be written.
     """
     save_checkpoint(model, folder, tokenizer, max_shard_gb, overwrite)
+
+
+def load_processor(source: str | Path, *overrides: str) -> Processor:
+    """What turns conversations into examples for a published checkpoint.
+
+    Its own tokenizer, pixel budgets and frame sampling; turns are written as for the Instruct models.
+
+    Args:
+        source: a folder, or the name of a repository on the Hugging Face hub.
+        overrides: applied after the checkpoint's own settings, such as `"temporal=text_hms"`.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer, or a setting that vlmkit does not support.
+        ConfigError: an override does not fit.
+    """
+    folder = checkpoint_folder(source)
+    own = [*published_overrides(folder), *processor_overrides(folder)]
+    if not (folder / TOKENIZER).is_file():
+        raise CheckpointError(f"{folder / TOKENIZER} is missing: the folder holds no tokenizer")
+    node = compose_config(*own, *overrides).processor
+    node.tokenizer = {"_target_": "vlmkit.data.tokenizer.load_tokenizer", "path": str(folder)}
+    try:
+        processor: Processor = build(node)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    return processor
 
 
 def published_overrides(folder: Path) -> list[str]:

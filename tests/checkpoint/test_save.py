@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from vlmkit.build import build_model
+from vlmkit.data.collate import collate
+from vlmkit.data.record import Conversation, ImageFile, ImagePart, Message, TextPart
 from vlmkit.data.tokenizer import build_qwen_tokenizer
 from vlmkit.errors import CheckpointError
+from vlmkit.models.hf_batch import batch_from_hf
 from vlmkit.models.qwen3vl import Qwen3VL
-from vlmkit.pretrained import load_pretrained, save_pretrained
+from vlmkit.pretrained import load_pretrained, load_processor, save_pretrained
 
 
 def names_in(folder: Path) -> set[str]:
@@ -104,6 +108,8 @@ def test_a_cut_vocabulary_has_no_tokenizer_unless_given(tmp_path: Path) -> None:
     assert names_in(tmp_path / "without") == WEIGHTS_ONLY
     save_pretrained(tiny(), tmp_path / "with", tokenizer=build_qwen_tokenizer(998))
     assert names_in(tmp_path / "with") == WITH_TOKENIZER
+    modes = {path.stat().st_mode for path in (tmp_path / "with").iterdir()}
+    assert len(modes) == 1  # whoever may read the config may read the weights
 
 
 def test_the_full_vocabulary_brings_its_tokenizer(tmp_path: Path) -> None:
@@ -148,3 +154,49 @@ def test_transformers_reads_processor_and_tokenizer(tmp_path: Path) -> None:
     clip = np.zeros((16, 480, 640, 3), dtype=np.uint8)
     inputs = processor.video_processor([clip], do_sample_frames=False, return_tensors="pt")
     assert inputs["video_grid_thw"].tolist() == [[8, 30, 40]]
+
+
+def test_our_processor_agrees_with_that_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    save_pretrained(tiny(), tmp_path / "out", tokenizer=build_qwen_tokenizer(998))
+    theirs = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    ours = load_processor(tmp_path / "out")
+
+    picture = np.random.default_rng(0).integers(0, 256, (256, 320, 3), dtype=np.uint8)
+    image = ImagePart(ImageFile(tmp_path / "picture.png"))
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    turn = Message(role="user", parts=(image, TextPart("What is this?")))
+    example = ours(Conversation(messages=(turn,)), for_generation=True)
+
+    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    prompt = theirs.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    expected = theirs(text=[prompt], images=[picture], return_tensors="pt")
+    assert torch.allclose(example.patches, expected["pixel_values"], atol=1e-6)
+    batch = collate([[example]], pad_id=tiny().special_tokens.pad_id, merge_size=2)
+    moved = batch_from_hf(expected, tiny().special_tokens)
+    assert torch.equal(batch.input_ids, moved.input_ids)
+    assert torch.equal(batch.position_ids, moved.position_ids)
+
+
+def test_processor_settings_are_the_checkpoint_s_own(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    save_pretrained(tiny(), folder, tokenizer=build_qwen_tokenizer(998))
+    released = load_processor(folder)
+    assert (released.image.min_pixels, released.image.max_pixels) == (65_536, 16_777_216)
+    assert (released.video.min_pixels, released.video.max_pixels) == (4_096, 25_165_824)
+
+    path = folder / "video_preprocessor_config.json"
+    path.write_text(json.dumps({"size": {"longest_edge": 999_424}, "fps": 1, "max_frames": 32}))
+    video = load_processor(folder).video
+    assert (video.max_pixels, video.min_pixels, video.fps) == (999_424, 4_096, 1)
+    assert (video.min_frames, video.max_frames) == (4, 32)
+
+    path.write_text(json.dumps({"image_mean": [0.4, 0.5, 0.5]}))
+    with pytest.raises(CheckpointError, match=r"video_preprocessor.*image_mean is \[0\.4"):
+        load_processor(folder)
+    path.unlink()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+        load_processor(folder)

@@ -35,8 +35,12 @@ def atomic_folder(target: Path, overwrite: bool, known_by: str) -> Iterator[Path
     partial.mkdir()
     try:
         yield partial
+        mode = (
+            partial.stat().st_mode & 0o666
+        )  # as the umask asks; safetensors writes for its owner only
         for path in sorted(partial.rglob("*")):
             if path.is_file():
+                path.chmod(mode)
                 _flush(path)
         _flush(partial)
         _check_replaceable(target, overwrite, known_by)

@@ -75,24 +75,24 @@ ONLY_VALUES: Mapping[str, Mapping[str, Sequence[Any]]] = {
         "hidden_act": ["silu"],
         "attention_bias": [False],
         "attention_dropout": [0],
-        "partial_rotary_factor": [1, None],
-        "use_sliding_window": [False, None],
+        "partial_rotary_factor": [1],
+        "use_sliding_window": [False],
         "decoder_sparse_step": [1],
-        "mlp_only_layers": [[], None],
+        "mlp_only_layers": [[]],
         "norm_topk_prob": [True],
     },
     "vision_config": {"hidden_act": ["gelu_pytorch_tanh"]},
 }
 ONLY_ROPE_VALUES: Mapping[str, Sequence[Any]] = {
-    "partial_rotary_factor": [1, None],
-    "truncate": [True, None],
+    "partial_rotary_factor": [1],
+    "truncate": [True],
     "mscale": [None],
     "mscale_all_dim": [None],
 }
 ONLY_VISION_ROPE_VALUES: Mapping[str, Sequence[Any]] = {
     "rope_theta": [10_000],
     "rope_type": ["axial", "default"],
-    "partial_rotary_factor": [1, None],
+    "partial_rotary_factor": [1],
 }
 
 

@@ -68,8 +68,9 @@ class Section:
             CheckpointError: a setting has another value; names both.
         """
         for key, values in allowed.items():
-            if key in self.values and self.values[key] not in values:
+            value = self.get(key)
+            if value is not None and value not in values:
                 raise CheckpointError(
-                    f"{self.path(key)} is {json.dumps(self.values[key])}, "
+                    f"{self.path(key)} is {json.dumps(value)}, "
                     f"vlmkit supports only {json.dumps(values[0])}"
                 )

@@ -103,19 +103,6 @@ class Where:
         return Asked(lay_out({cell: draw(subject)}), (("Where is it?", PLACES[cell]),))
 
 
-class Choose:
-    """Which of four names is right? Distractors come from the whole set."""
-
-    def __call__(self, subject: Concept, emoji: EmojiSet, draw: Draw, rng: Rng) -> Asked:
-        """See `Question`."""
-        others = [concept for concept in emoji.concepts if concept.label_en != subject.label_en]
-        options = [subject, *(others[i] for i in rng.choice(len(others), size=3, replace=False))]
-        order = rng.permutation(4).tolist()
-        lines = [f"{'ABCD'[k]}. {options[i].label_en}" for k, i in enumerate(order)]
-        question = "What is this?\n" + "\n".join(lines) + "\nAnswer with the letter."
-        return Asked(draw(subject), ((question, "ABCD"[order.index(0)]),))
-
-
 class Interview:
     """Several questions about one drawing, in random order: one look, several lessons.
 

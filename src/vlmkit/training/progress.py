@@ -90,6 +90,12 @@ class TrainingProgress(ProgressBar):
                 f"training waits for data {wait:.0%} of the time: raise data.num_workers"
             )
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validation is neither training nor waiting for data."""
+        if trainer.state.fn == "fit":
+            self._start += time.perf_counter() - self._ready
+            self._ready = time.perf_counter()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
         if self._bar is not None:

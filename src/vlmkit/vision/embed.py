@@ -10,7 +10,7 @@ from vlmkit.constant import Constant
 from vlmkit.position.mrope import Rotary, rotary_frequencies
 
 
-class PositionTable(nn.Module):
+class PositionTable(nn.Embedding):
     """A learned `side` x `side` table of positions, resampled bilinearly to any grid.
 
     Equals `F.interpolate(mode="bilinear", align_corners=True)` (CoMP; Qwen3-VL report). Coordinates are
@@ -18,9 +18,8 @@ class PositionTable(nn.Module):
     """
 
     def __init__(self, side: int, dim: int) -> None:
-        super().__init__()
+        super().__init__(side * side, dim)
         self.side = side
-        self.weight = nn.Parameter(torch.empty(side * side, dim))
 
     def reset_parameters(self) -> None:
         """Normal with standard deviation 0.02."""
