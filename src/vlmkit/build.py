@@ -217,7 +217,8 @@ def _explain(
     known = list(dict.fromkeys([*options, *_dotted(composed)]))
     for override in parsed:
         key = override.key_or_group
-        if key not in known and not override.is_add() and not key.startswith("hydra"):
+        adds = override.is_add() or override.is_force_add()
+        if key not in known and not adds and not key.startswith("hydra"):
             near = difflib.get_close_matches(key, known, cutoff=0.6)
             if not near:
                 near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:3]

@@ -1,4 +1,7 @@
-"""`python -m vlmkit.convert input=<folder or hub repository> output=<folder>`: weights, rewritten.
+"""Weights, rewritten: a published checkpoint or a run in, a published checkpoint out.
+
+    python -m vlmkit.convert input=<folder or hub repository> output=<folder>
+    python -m vlmkit.convert run=<run folder> output=<folder>
 
 Whatever published layout comes in, what goes out is the layout of the released checkpoints: its key
 set, its config keys, and stacked experts as the hub has them.
@@ -12,12 +15,14 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from vlmkit.build import entry_point
 from vlmkit.checkpoint.save import save_checkpoint
 from vlmkit.errors import ConfigError
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.pretrained import checkpoint_folder, load_pretrained, parse_dtype
+from vlmkit.runs import load_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +30,8 @@ class Source:
     """What is to be written, wherever it came from."""
 
     model: Qwen3VL
-    companions: (
-        Path | None
-    )  # folder whose tokenizer, template and processor settings are carried over
+    tokenizer: Tokenizer | None = None
+    companions: Path | None = None  # folder whose tokenizer, template and settings are carried over
 
 
 def from_published(source: str | Path, dtype: torch.dtype | None = None) -> Source:
@@ -41,6 +45,17 @@ def from_published(source: str | Path, dtype: torch.dtype | None = None) -> Sour
     return Source(model=load_pretrained(folder, dtype=dtype), companions=folder)
 
 
+def from_run(folder: str | Path, dtype: torch.dtype | None = None) -> Source:
+    """Read what `python -m vlmkit.train` has written.
+
+    Args:
+        folder: of the run.
+        dtype: of the result; None keeps the stored one.
+    """
+    run = load_run(folder)
+    return Source(model=run.model.to(dtype), tokenizer=run.processor.tokenizer)
+
+
 def write(
     source: Source, output: str | Path, max_shard_gb: float = 5.0, overwrite: bool = False
 ) -> None:
@@ -48,6 +63,7 @@ def write(
     save_checkpoint(
         source.model,
         output,
+        source.tokenizer,
         max_shard_gb=max_shard_gb,
         overwrite=overwrite,
         companions=source.companions,
@@ -57,9 +73,12 @@ def write(
 @entry_point("convert")
 def main(config: DictConfig) -> None:
     """Read, then write."""
-    if config.input is None or config.output is None:
-        raise ConfigError("input=<folder or hub repository> and output=<folder> are needed")
-    source = from_published(config.input, parse_dtype(config.dtype))
+    if (config.input is None) == (config.run is None) or config.output is None:
+        raise ConfigError(
+            "give input=<folder or hub repository> or run=<run folder>, and output=<folder>"
+        )
+    dtype = parse_dtype(config.dtype)
+    source = from_run(config.run, dtype) if config.run else from_published(config.input, dtype)
     write(source, config.output, config.max_shard_gb, config.overwrite)
     count = sum(parameter.numel() for parameter in source.model.parameters())
     Console().print(f"{config.output}: {count:,} parameters written")

@@ -13,6 +13,7 @@ from vlmkit.checkpoint.run_folder import RunFolder
 from vlmkit.data.processor import Processor
 from vlmkit.data.tokenizer import load_tokenizer
 from vlmkit.errors import CheckpointError
+from vlmkit.initialization import materialize
 from vlmkit.models.qwen3vl import Qwen3VL
 
 
@@ -41,8 +42,9 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
         raise CheckpointError(f"{files.path} is not a run folder: it has no {files.config.name}")
     config = OmegaConf.load(files.config)
     assert isinstance(config, DictConfig)
-    model = build_model(config=config, device=device)
+    model = build_model(config=config, device="meta")  # the weights come from the run, not from `init`
     assert isinstance(model, Qwen3VL)
+    materialize(model, device)
     files.load_weights(model)
     processor = build_processor(config, files)
     return Run(folder=files, config=config, model=model.eval(), processor=processor)

@@ -62,8 +62,8 @@ def main(config: DictConfig) -> float:
     folder.save_weights(model, data.processor.tokenizer)
     report(folder, data, before, after, seconds)
     loss_curve(folder.metrics, folder.plots / "loss.png")
-    samples = answer_samples(model, data.processor, data.validation, per_source=2)
-    sample_sheet(samples, folder.plots / "samples.png")
+    samples = answer_samples(model, data.processor, data.validation, per_source=3)
+    sample_sheet(samples, folder.plots / "samples.png", columns=len(data.validation))
     print(f"plots, weights and metrics: {folder.path}")
     print(f'ask it: python -m vlmkit.generate run={folder.path} image=<file> prompt="What is this?"')
     return after["exact_match"]

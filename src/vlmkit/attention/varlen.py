@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ class VarlenAttention:
                 f"attention=varlen needs torch 2.11 or newer, this is {torch.__version__}; "
                 "use attention=sdpa"
             ) from error
-        self._kernel = varlen_attn
+        self._kernel: Callable[..., Any] = varlen_attn
         self._has_gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
     def __call__(
@@ -38,14 +40,14 @@ class VarlenAttention:
         """See `vlmkit.attention.base.Attention`."""
         check_flash_inputs("varlen", query)
         key_segments = key_segments or segments
-        options = {}
+        options: dict[str, Any] = {}
         if query.shape[1] != key.shape[1]:
             if self._has_gqa:
                 options["enable_gqa"] = True
             else:
                 group = query.shape[1] // key.shape[1]
                 key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
-        return self._kernel(
+        out: Tensor = self._kernel(
             query,
             key,
             value,
@@ -56,6 +58,7 @@ class VarlenAttention:
             window_size=(-1, 0) if causal else (-1, -1),
             **options,
         )
+        return out
 
 
 def check_flash_inputs(name: str, query: Tensor) -> None:

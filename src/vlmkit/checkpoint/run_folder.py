@@ -45,7 +45,7 @@ class RunFolder:
 
     def save_environment(self) -> None:
         """Write versions, machine and command line."""
-        versions = {}
+        versions: dict[str, str | None] = {}
         for name in PACKAGES:
             try:
                 versions[name] = importlib.metadata.version(name)

@@ -35,6 +35,7 @@ class EmojiSource:
         self, emoji: EmojiSet, question: Question, name: str, size: int, seed: int = 0
     ) -> None:
         self.emoji, self.question, self.name, self.size, self.seed = emoji, question, name, size, seed
+        self._order = np.random.default_rng(seed).permutation(len(emoji.concepts))
 
     def __len__(self) -> int:
         return self.size
@@ -42,7 +43,7 @@ class EmojiSource:
     def __getitem__(self, index: int) -> Conversation:
         """See `Source`."""
         rng = np.random.default_rng((self.seed, index))
-        subject = self.emoji.concepts[index % len(self.emoji.concepts)]
+        subject = self.emoji.concepts[self._order[index % len(self._order)]]
 
         def draw(concept: Concept) -> Pixels:
             return self.emoji.picture(concept, str(rng.choice(self.emoji.artists)))

@@ -46,12 +46,17 @@ def answer(
 def answer_samples(
     model: Qwen3VL, processor: Processor, sources: Mapping[str, Source], per_source: int
 ) -> list[Answered]:
-    """Answer the first questions of each source; a video is shown by its middle frame."""
+    """Answer the first questions of each source, first all firsts, then all seconds, ...
+
+    A video is shown by its middle frame.
+    """
     was_training = model.training
     model.eval()
     answered = []
-    for name, source in sources.items():
-        for i in range(min(per_source, len(source))):
+    for i in range(per_source):
+        for name, source in sources.items():
+            if i >= len(source):
+                continue
             sample = source[i]
             answered.append(
                 Answered(

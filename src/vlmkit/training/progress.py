@@ -31,6 +31,9 @@ class TrainingProgress(ProgressBar):
         self._bar: Progress | None = None
         self._enabled = True
         self._warned = False
+        self._start = self._ready = self._last_line = 0.0
+        self._tokens, self._waited = 0, 0.0
+        self._smooth_loss: float | None = None
 
     def disable(self) -> None:
         """Print nothing (Lightning calls this on ranks other than 0)."""

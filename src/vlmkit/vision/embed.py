@@ -22,8 +22,8 @@ class PositionTable(nn.Embedding):
         self.side = side
 
     def reset_parameters(self) -> None:
-        """Normal with standard deviation 0.02."""
-        nn.init.normal_(self.weight, std=0.02)
+        """Normal with standard deviation 1 / sqrt(dim), as SigLIP starts: 0.02 drowns in the patches."""
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
 
     def forward(self, coords: Tensor) -> Tensor:
         """Position embedding of each patch.

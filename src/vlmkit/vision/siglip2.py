@@ -124,6 +124,7 @@ class SigLIP2ViT(VisionEncoder):
     def reset_parameters(self) -> None:
         """Random values, then the weights that `init` names."""
         super().reset_parameters()
+        self.position_table.reset_parameters()
         if self.init is not None:
             self.init.load_into(self)
 
