@@ -9,12 +9,11 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from vlmkit.batch import VLMBatch  # noqa: E402
-from vlmkit.build import build_model  # noqa: E402
-from vlmkit.data.collate import collate  # noqa: E402
-from vlmkit.models.qwen3vl import Qwen3VL  # noqa: E402
-
-from tests.samples import PAD_ID, image_example, text_example, two_images_example, video_example  # noqa: E402
+from tests.samples import PAD_ID, image_example, text_example, two_images_example, video_example
+from vlmkit.batch import VLMBatch
+from vlmkit.build import build_model
+from vlmkit.data.collate import collate
+from vlmkit.models.qwen3vl import Qwen3VL
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +26,9 @@ def spread(model: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(noise * (0.5 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.1))
+            parameter.add_(
+                noise * (0.5 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.1)
+            )
     return model
 
 

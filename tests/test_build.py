@@ -8,7 +8,14 @@ from torch import nn
 
 import vlmkit
 from tests.samples import PAD_ID, image_example
-from vlmkit.build import CONF_DIR, build, build_model, compose_config, options_of
+from vlmkit.build import (
+    CONF_DIR,
+    build,
+    build_model,
+    compose_config,
+    options_of,
+    quote_free_text,
+)
 from vlmkit.data.collate import collate
 from vlmkit.errors import ConfigError
 from vlmkit.fusion.base import Fusion
@@ -44,18 +51,18 @@ def test_every_other_option_builds(option, tmp_path):
     assert build(config[group])
 
 
-@pytest.mark.parametrize("option", [*options(["optim", "trainer", "logger"])])
+@pytest.mark.parametrize("option", [*options(["optim", "trainer", "precision", "logger"])])
 def test_training_options_compose(option, tmp_path):
     if option == "logger=wandb":
         pytest.importorskip("wandb")
     config = compose_config(option, f"run_dir={tmp_path}")
-    built = build(config[option.split("=")[0]])
-    assert built is not None
+    group = option.split("=")[0]
+    assert build(config["trainer" if group == "precision" else group]) is not None
 
 
 def test_every_group_is_tested():
     groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
-    assert groups == {*MODEL_GROUPS, *BUILT_GROUPS, "optim", "trainer", "logger", "experiment"}
+    assert groups == {*MODEL_GROUPS, *BUILT_GROUPS, "optim", "trainer", "precision", "logger"}
 
 
 @pytest.mark.parametrize(
@@ -80,10 +87,21 @@ class Doubled(Fusion):
 
     def __init__(self, factor: float = 2.0) -> None:
         super().__init__()
+        self.factor = factor
         self.scale = nn.Parameter(torch.full((), factor))
+
+    def reset_parameters(self):
+        nn.init.constant_(self.scale, self.factor)
 
     def forward(self, hidden, layer_idx, visual):
         return hidden * self.scale if layer_idx == 0 else hidden
+
+
+class Forgetful(Doubled):
+    """Built from YAML it would start from whatever the memory holds."""
+
+    def reset_parameters(self):
+        pass
 
 
 def test_a_built_part_replaces_a_configured_one_and_keeps_its_weights():
@@ -107,6 +125,11 @@ def test_an_option_of_ones_own_lives_outside_the_repository(tmp_path: Path):
     config = compose_config("model=qwen3vl_tiny", "fusion=mine", config_dir=tmp_path)
     model = build_model(config=config)
     assert isinstance(model.fusion, Doubled)
+    assert float(model.fusion.scale) == 5.0
+    (folder / "bad.yaml").write_text("_target_: tests.test_build.Forgetful\n")
+    config = compose_config("model=qwen3vl_tiny", "fusion=bad", config_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"Forgetful.reset_parameters leaves scale unfilled"):
+        build_model(config=config)
     with pytest.raises(ConfigError, match="Did you mean fusion=mine"):
         compose_config("fusion=mien", config_dir=tmp_path)
 
@@ -125,3 +148,37 @@ def test_dtype_and_device_are_as_asked():
     model = build_model("model=qwen3vl_tiny", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.position.inv_freq().dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Is it red, or blue?",
+        "What's this?",
+        "How many (in total)?",
+        "这是什么?",
+        'say "hi"',
+        "a\\b\\",
+        "cost ${x} $5",
+        "x=y",
+        '"quoted',
+        "[brackets] here",
+    ],
+)
+def test_free_text_arrives_as_it_was_typed(value):
+    word = quote_free_text(f"prompt={value}", ["prompt"])
+    assert compose_config(word, config_name="generate").prompt == value
+
+
+def test_free_text_leaves_lists_and_quotes_alone():
+    for word in ("image=[a.png,b.png]", "prompt='x'", "prompt=null", "run=a,b"):
+        assert quote_free_text(word, ["prompt", "image"]) == word
+
+
+def test_a_mistake_inside_a_yaml_of_ones_own_is_named(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - qwen3vl_tiny\n  - override /vision: siglip2_tinny\n"
+    )
+    with pytest.raises(ConfigError, match="siglip2_tinny"):
+        compose_config("model=mine", config_dir=tmp_path)

@@ -15,8 +15,26 @@ ROOT = Path(vlmkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ENTRY_POINTS = {"train", "generate", "convert", "parity"}
 NEVER = {  # folder -> what its files must not import
-    "vision": ("language", "fusion", "temporal", "data", "models", "losses", "training", "checkpoint"),
-    "language": ("vision", "fusion", "temporal", "data", "models", "losses", "training", "checkpoint"),
+    "vision": (
+        "language",
+        "fusion",
+        "temporal",
+        "data",
+        "models",
+        "losses",
+        "training",
+        "checkpoint",
+    ),
+    "language": (
+        "vision",
+        "fusion",
+        "temporal",
+        "data",
+        "models",
+        "losses",
+        "training",
+        "checkpoint",
+    ),
     "fusion": ("language", "temporal", "data", "models", "losses", "training", "checkpoint"),
     "position": ("vision", "language", "fusion", "temporal", "data", "models", "training"),
     "temporal": ("vision", "language", "fusion", "position", "data", "models", "training"),
@@ -83,6 +101,8 @@ def test_public_names_exist():
 
 
 def test_no_file_is_a_dumping_ground():
-    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
+    long = {
+        str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400
+    }
     assert set(long) <= {"assets/build.py"}, long
     assert not any(path.stem == "utils" for path in FILES)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.checkpoint.toy import save_toy
+from tests.checkpoint.toy import edit_tensors, save_toy
 from tests.commands import run_command
 from vlmkit import parity
+from vlmkit.checkpoint.compare import difference
 
 command = partial(run_command, parity.main)
 
@@ -48,6 +51,25 @@ def test_an_error_above_the_tolerance_fails(
     path.write_text(json.dumps(config))
     assert command(f"checkpoint={tmp_path}") == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_nan_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first case, text alone, does not meet it."""
+    save_toy(tmp_path)
+    bias = "model.visual.merger.linear_fc2.bias"
+    edit_tensors(tmp_path, lambda tensors: tensors[bias].fill_(math.nan))
+    assert command(f"checkpoint={tmp_path}") == 1
+    assert "worst error inf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_counts_as_infinite(value: float) -> None:
+    fine, spoilt = torch.ones(3), torch.tensor([1.0, value, 1.0])
+    for pair in ((fine, spoilt), (spoilt, fine), (spoilt, spoilt)):
+        found = difference(*pair)
+        assert found.worst == found.relative == math.inf
+    zero = difference(torch.zeros(3), torch.tensor([0.0, 0.5, 0.0]))
+    assert zero.worst == zero.relative == 0.5
 
 
 def test_what_is_missing_is_said(

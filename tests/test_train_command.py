@@ -11,11 +11,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
 
 import vlmkit
 from vlmkit.assets import asset_path
 from vlmkit.data.emoji import EmojiSet
+from vlmkit.data.record import Conversation, ImageFile, ImagePart, Message, TextPart
 from vlmkit.errors import CheckpointError
+from vlmkit.evaluation.samples import answer
 
 SHORT = [
     "model=qwen3vl_tiny",
@@ -29,8 +32,7 @@ SHORT = [
             "group_new_artist",
             "group_new_concepts",
             "count_new_concepts",
-            "where_new_concepts",
-            "clip_new_cuts",
+            "clip_new_moments",
         )
     ),
 ]
@@ -84,15 +86,25 @@ def test_run_folder_holds_everything(run):
 
 def test_a_run_loads_and_answers(run, tmp_path):
     loaded = vlmkit.load_run(run)
-    other = vlmkit.load_run(run)
-    for a, b in zip(loaded.model.parameters(), other.model.parameters(), strict=True):
-        assert torch.equal(a, b)
+    stored = load_file(run / "checkpoint" / "model.safetensors")
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, stored[name]), name
     emoji = EmojiSet("all", artists=["noto"])
     pixels = emoji.picture(emoji.concepts[0], "noto")
     Image.fromarray(pixels).save(tmp_path / "face.png")
     ask = ["prompt=What is this?", "max_new_tokens=6"]
     image = command("generate", f"run={run}", f"image={tmp_path / 'face.png'}", *ask, cwd=tmp_path)
     assert image.returncode == 0, image.stderr[-2000:]
+    asked = Conversation(
+        messages=(
+            Message(
+                role="user",
+                parts=(ImagePart(ImageFile(tmp_path / "face.png")), TextPart("What is this?")),
+            ),
+        )
+    )
+    expected = answer(loaded.model, loaded.processor, asked, max_new_tokens=6)
+    assert image.stdout.strip() == expected.strip()
     clip = asset_path("video", "big_buck_bunny.mp4")
     video = command(
         "generate",
@@ -127,6 +139,14 @@ def test_generate_says_what_is_wrong(arguments, words, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_folder_is_not_overwritten(run):
+    weights = (run / "checkpoint" / "model.safetensors").read_bytes()
+    done = command("train", *SHORT, f"run_dir={run}", cwd=run.parent)
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert (run / "checkpoint" / "model.safetensors").read_bytes() == weights
+
+
 def test_a_model_that_does_not_fit_is_refused_before_allocation(tmp_path):
     done = command("train", "model=qwen3vl_235b_a22b", "fusion=deepstack", cwd=tmp_path)
     assert done.returncode == 2
@@ -142,6 +162,10 @@ def test_train_says_what_is_wrong(tmp_path):
         (["model=qwen3vl_8"], "Did you mean model=qwen3vl_8b"),
         (["model=qwen3vl_tiny", "fusion.tapped_blocks=[1,9]"], "there are only 4"),
         (["-m", "model=qwen3vl_tiny", "fusion=none,deepstak"], "Did you mean fusion=deepstack"),
+        (["model=qwen3vl_tiny", "size.vocab_size=512"], "has 1024 ids, the embedding 512 rows"),
+        (["model=qwen3vl_tiny", "trainer.precision=bf16-true"], "say precision=bf16_true"),
+        (["model=qwen3vl_tiny", "+trainer.foo=1"], "foo"),
+        (["model=qwen3vl_tiny", "vision.init=absent.safetensors"], "absent.safetensors"),
     ):
         done = command("train", *arguments, cwd=tmp_path)
         assert done.returncode == 2, done.stdout
@@ -149,13 +173,18 @@ def test_train_says_what_is_wrong(tmp_path):
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-def test_sweeps_run_every_combination(tmp_path):
+def test_sweeps_run_every_combination_with_options_of_ones_own(tmp_path):
+    (tmp_path / "mine" / "fusion").mkdir(parents=True)
+    (tmp_path / "mine" / "fusion" / "again.yaml").write_text(
+        "_target_: vlmkit.fusion.none.NoFusion\n"
+    )
     done = command(
         "train",
+        "--config-dir=mine",
         "-m",
         *SHORT,
-        "fusion=none,deepstack",
+        "trainer.max_steps=2",
+        "fusion=again,deepstack",
         "position=chunked,interleaved",
         "hydra.sweep.dir=sweep",
         cwd=tmp_path,
@@ -163,6 +192,12 @@ def test_sweeps_run_every_combination(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     results = sorted((tmp_path / "sweep").glob("*/results.json"))
     assert len(results) == 4
+
+
+def test_hydra_flags_still_work(tmp_path):
+    done = command("train", "model=qwen3vl_tiny", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "qwen3vl" in done.stdout
 
 
 def damaged(run: Path, tmp_path: Path) -> Path:

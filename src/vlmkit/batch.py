@@ -139,7 +139,9 @@ def patch_coordinates(grids: Sequence[Grid], merge_size: int) -> Tensor:
         one_frame = torch.stack(
             [row, column, torch.full_like(row, rows), torch.full_like(row, columns)], dim=-1
         )
-        windows = one_frame.view(rows // merge_size, merge_size, columns // merge_size, merge_size, 4)
+        windows = one_frame.view(
+            rows // merge_size, merge_size, columns // merge_size, merge_size, 4
+        )
         parts.append(windows.transpose(1, 2).reshape(1, -1, 4).expand(time, -1, -1).reshape(-1, 4))
     return torch.cat(parts) if parts else torch.zeros(0, 4, dtype=torch.int64)
 
@@ -151,6 +153,19 @@ class VisualTokens:
     index: Tensor  # (visual_tokens,) int64, positions in the line of batch * seq tokens
     embeddings: Tensor  # (visual_tokens, dim)
     levels: tuple[Tensor, ...] = ()  # each (visual_tokens, dim), one per tapped encoder block
+
+    def __post_init__(self) -> None:
+        """Make sure that there is one feature per placeholder, in the main path and on every level.
+
+        Raises:
+            ValueError: names both counts.
+        """
+        for what, features in (("merger", self.embeddings), *(("fusion", x) for x in self.levels)):
+            if len(features) != len(self.index):
+                raise ValueError(
+                    f"the text holds {len(self.index)} visual placeholders, "
+                    f"the {what} gives {len(features)} features"
+                )
 
     def window(self, start: int, stop: int) -> VisualTokens:
         """Those that stand at positions start .. stop - 1, with positions counted from `start`."""
@@ -169,11 +184,15 @@ class VLMBatch(Movable):
     input_ids: Tensor  # (batch, seq) int64
     position_ids: Tensor  # (3, batch, seq) int64: time, height, width
     segments: Segments  # over batch * seq tokens; a padding tail is a segment of its own
-    visual_index: Tensor  # (visual_tokens,) int64, positions of placeholders among batch * seq tokens
+    visual_index: (
+        Tensor  # (visual_tokens,) int64, positions of placeholders among batch * seq tokens
+    )
     vision: VisionInputs | None = None
     labels: Tensor | None = None  # (batch, seq) int64: the token that follows, or IGNORED_LABEL
     scored_index: Tensor | None = None  # (scored_tokens,) int64, where labels is not IGNORED_LABEL
-    sample_ids: Tensor | None = None  # (batch, seq) int64: sample within the micro-batch, -1 on padding
+    sample_ids: Tensor | None = (
+        None  # (batch, seq) int64: sample within the micro-batch, -1 on padding
+    )
     num_samples: int = 0
     padding_mask: Tensor | None = None  # (batch, seq) bool, True on padding; None: there is none
     num_padding: int = 0  # tokens of the padding tails

@@ -6,24 +6,26 @@ The only file beside the entry points that imports Hydra: a component never sees
 from __future__ import annotations
 
 import difflib
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from vlmkit.errors import ConfigError, UserError
-from vlmkit.initialization import materialize
+from vlmkit.initialization import check_filled, materialize
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
@@ -41,13 +43,19 @@ def compose_config(
     Raises:
         ConfigError: a key or option does not exist (names the near matches), or a value does not parse.
     """
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return hydra.compose(config_name, overrides=[*overrides, *extra])
+        return _compose(overrides, config_name, config_dir)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides, config_name, config_dir)) from error
+
+
+def _compose(
+    overrides: Iterable[str], config_name: str, config_dir: str | Path | None
+) -> DictConfig:
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra.compose(config_name, overrides=[*overrides, *extra])
 
 
 def build(config: Any, **objects: Any) -> Any:
@@ -73,11 +81,13 @@ def build(config: Any, **objects: Any) -> Any:
         raise
     except HydraException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError | RuntimeError | OSError):
+        if isinstance(cause, ValueError | TypeError | RuntimeError | OSError | ImportError):
             raise ConfigError(f"{_target(config)}: {cause}") from error
         raise ConfigError(str(cause or error)) from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{_target(config)}: {error}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
 
 
 def build_model(
@@ -113,8 +123,13 @@ def build_model(
         return model
     materialize(model, device)
     for name, part in model.named_children():
-        if name not in parts:
+        if name in parts:
+            continue
+        try:
             part.reset_parameters()  # type: ignore[operator]
+            check_filled(part)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{name}: {error}") from error
     return model
 
 
@@ -129,10 +144,17 @@ def options_of(group: str, config_dir: str | Path | None = None) -> list[str]:
     )
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def entry_point(
+    config_name: str, free_text: Sequence[str] = ()
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorate a function of the composed config into a command: Hydra's, with helpful errors.
 
-    A mistyped key or option, or a ConfigError, ends the command with its message and exit code 2.
+    A mistyped key or option, or a UserError, ends the command with its message and exit code 2.
+
+    Args:
+        config_name: the file of conf/ that the command composes.
+        free_text: keys whose values are taken as they stand, whatever they hold: a question may have a
+            comma, an apostrophe or Chinese in it, which Hydra's grammar would trip over.
     """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -148,11 +170,16 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
         @wraps(task)
         def run() -> None:
-            overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
-            if not {"-h", "--help", "--hydra-help"} & set(sys.argv) and "--config-dir" not in sys.argv:
+            sys.argv[1:] = [quote_free_text(word, free_text) for word in sys.argv[1:]]
+            arguments = get_args_parser().parse_known_args()[0]
+            if not (
+                arguments.help or arguments.hydra_help or arguments.info or arguments.config_name
+            ):
                 try:
-                    for single in _single_runs(overrides):
-                        compose_config(*single, config_name=config_name)
+                    for single in _single_runs(arguments.overrides):
+                        compose_config(
+                            *single, config_name=config_name, config_dir=arguments.config_dir
+                        )
                 except ConfigError as error:
                     print(f"{config_name}: {error}", file=sys.stderr)
                     raise SystemExit(2) from None
@@ -163,9 +190,21 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
     return decorate
 
 
+def quote_free_text(word: str, keys: Sequence[str]) -> str:
+    """Quote the value of `key=value` for Hydra's grammar, unless it is a list, null or quoted already."""
+    key, equals, value = word.partition("=")
+    is_list = value.startswith("[") and value.endswith("]")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if not equals or key not in keys or value == "null" or is_list or is_quoted:
+        return word
+    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + ('\\"' if m[2] else ""), value)
+    escaped = escaped.replace("${", "\\${")
+    return f'{key}="{escaped}"'
+
+
 def _single_runs(overrides: list[str]) -> Iterable[list[str]]:
     """Each value of a sweep once, with the first value of every other."""
-    choices = [_values(override) for override in _parse(overrides)]
+    choices = [values for override in _parse(overrides) if (values := _values(override))]
     firsts = [values[0] for values in choices]
     yield firsts
     for i, values in enumerate(choices):
@@ -187,8 +226,10 @@ def _parse(overrides: Iterable[str]) -> list[Override]:
 
 def _values(override: Override) -> list[str]:
     line = override.input_line or ""
-    if not override.is_sweep_override() or not override.is_discrete_sweep():
+    if not override.is_sweep_override():
         return [line]
+    if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return []  # what it stands for is the sweeper's to say
     key = line.split("=", 1)[0]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
@@ -213,7 +254,10 @@ def _explain(
             )
         if key in options and override.input_line:
             fine.append(override.input_line)
-    composed = compose_config(*fine, config_name=config_name, config_dir=config_dir)
+    try:
+        composed = _compose(fine, config_name, config_dir)
+    except (HydraException, OmegaConfBaseException):
+        return str(error)
     known = list(dict.fromkeys([*options, *_dotted(composed)]))
     for override in parsed:
         key = override.key_or_group

@@ -4,7 +4,8 @@
     python -m vlmkit.convert run=<run folder> output=<folder>
 
 Whatever published layout comes in, what goes out is the layout of the released checkpoints: its key
-set, its config keys, and stacked experts as the hub has them.
+set, its config keys, and stacked experts as the hub has them. A run brings its own pixel budgets and
+frame sampling.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from tokenizers import Tokenizer
 
 from vlmkit.build import entry_point
 from vlmkit.checkpoint.save import save_checkpoint
+from vlmkit.data.processor import Processor
 from vlmkit.errors import ConfigError
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.pretrained import checkpoint_folder, load_pretrained, parse_dtype
@@ -30,7 +31,7 @@ class Source:
     """What is to be written, wherever it came from."""
 
     model: Qwen3VL
-    tokenizer: Tokenizer | None = None
+    processor: Processor | None = None  # whose tokenizer and settings are written
     companions: Path | None = None  # folder whose tokenizer, template and settings are carried over
 
 
@@ -53,7 +54,7 @@ def from_run(folder: str | Path, dtype: torch.dtype | None = None) -> Source:
         dtype: of the result; None keeps the stored one.
     """
     run = load_run(folder)
-    return Source(model=run.model.to(dtype), tokenizer=run.processor.tokenizer)
+    return Source(model=run.model.to(dtype), processor=run.processor)
 
 
 def write(
@@ -63,10 +64,10 @@ def write(
     save_checkpoint(
         source.model,
         output,
-        source.tokenizer,
         max_shard_gb=max_shard_gb,
         overwrite=overwrite,
         companions=source.companions,
+        processor=source.processor,
     )
 
 

@@ -1,10 +1,12 @@
 """Ask a trained model: text, images and videos in, an answer out as it is written.
 
-    python -m vlmkit.generate run=runs/2026-01-01/12-00-00 image=cat.png prompt="What is this?"
-    python -m vlmkit.generate checkpoint=<folder or hub id> video=clip.mp4 prompt="What happens?"
+python -m vlmkit.generate run=runs/2026-01-01/12-00-00 image=cat.png prompt="What is this?"
+python -m vlmkit.generate checkpoint=<folder or hub id> video=clip.mp4 prompt="What happens?"
 """
 
 from __future__ import annotations
+
+import vlmkit.threads  # isort: skip  # noqa: F401  (before torch)
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,21 +17,29 @@ from omegaconf import DictConfig
 from tokenizers import Tokenizer
 
 from vlmkit.build import build, entry_point
+from vlmkit.data.collate import collate_prompt
 from vlmkit.data.processor import Processor
-from vlmkit.data.record import Conversation, ImageFile, ImagePart, Message, Part, TextPart, VideoPart
+from vlmkit.data.record import (
+    Conversation,
+    ImageFile,
+    ImagePart,
+    Message,
+    Part,
+    TextPart,
+    VideoPart,
+)
 from vlmkit.errors import ConfigError
-from vlmkit.evaluation.samples import prompt_batch
 from vlmkit.models.generation import Sampling, generate
 from vlmkit.models.qwen3vl import Qwen3VL
 
 
-@entry_point("generate")
+@entry_point("generate", free_text=("prompt", "system", "image", "video"))
 def main(config: DictConfig) -> None:
     """Answer one prompt."""
     sampling: Sampling = build(config.sampling)
     conversation = conversation_of(config)
     model, processor = load(config)
-    prompt = prompt_batch(conversation, processor).to(next(model.parameters()).device)
+    prompt = collate_prompt(conversation, processor).to(next(model.parameters()).device)
     tokens = generate(
         model,
         prompt,
@@ -69,16 +79,16 @@ def load(config: DictConfig) -> tuple[Qwen3VL, Processor]:
         ConfigError: neither or both are given.
         CheckpointError: the folder is not what it should be.
     """
-    from vlmkit.pretrained import load_pretrained, load_processor
+    from vlmkit.pretrained import load_pretrained, load_processor, parse_dtype
     from vlmkit.runs import load_run
 
     if (config.run is None) == (config.checkpoint is None):
         raise ConfigError("give either run=<run folder> or checkpoint=<folder or hub id>")
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = parse_dtype(config.dtype)
     if config.run is not None:
         run = load_run(config.run, device=device)
-        return run.model, run.processor
-    dtype = getattr(torch, config.dtype) if config.dtype else None
+        return run.model.to(dtype), run.processor
     model = load_pretrained(config.checkpoint, dtype=dtype, device=device)
     return model.eval(), load_processor(config.checkpoint)
 

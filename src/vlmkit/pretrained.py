@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from tokenizers import Tokenizer
 
 from vlmkit.build import build, build_model, compose_config
-from vlmkit.checkpoint.files import CONFIG, read_json
+from vlmkit.checkpoint.chat_template import warn_unless_instruct
+from vlmkit.checkpoint.files import CONFIG, DTYPES, read_json
 from vlmkit.checkpoint.load import load_weights
 from vlmkit.checkpoint.published import overrides_from_published
 from vlmkit.checkpoint.published_processor import processor_overrides
@@ -24,12 +24,6 @@ from vlmkit.models.qwen3vl import Qwen3VL
 
 TOKENIZER = "tokenizer.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 
 
 def load_pretrained(
@@ -50,7 +44,8 @@ def load_pretrained(
         dtype: of the parameters, such as `torch.bfloat16` or `"bfloat16"`; None keeps the stored one.
         device: where the model goes.
         parts: built parts that replace the checkpoint's by name, such as `fusion=MyFusion()`. They keep
-            their weights, and the checkpoint's weights for that part stay unread.
+            their weights, cast to the dtype of the others, and the checkpoint's weights for that part
+            stay unread.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of a kind that vlmkit does not support.
@@ -77,6 +72,7 @@ def save_pretrained(
     tokenizer: Tokenizer | None = None,
     max_shard_gb: float = 5.0,
     overwrite: bool = False,
+    processor: Processor | None = None,
 ) -> None:
     """Write a model in the layout of the released checkpoints, for transformers, vLLM and SGLang.
 
@@ -85,21 +81,25 @@ def save_pretrained(
     Args:
         model: with values, in the dtype that is to be stored.
         folder: made; refused if it holds something, unless `overwrite` and it is a checkpoint.
-        tokenizer: written with the chat template; None takes the Qwen3 tokenizer if the model has its
-            full vocabulary, and writes none otherwise.
+        tokenizer: written with the chat template; None takes the processor's. Without either, the Qwen3
+            tokenizer is written if the model has its full vocabulary, and none otherwise.
         max_shard_gb: largest file of weights, in 10^9 bytes.
         overwrite: replace a checkpoint that is there.
+        processor: what the model was trained with, such as `load_run(...).processor`: its pixel budgets
+            and frame sampling are written. None writes the released ones.
 
     Raises:
-        CheckpointError: the published layout cannot express the model, or the folder cannot be written.
+        CheckpointError: the published layout cannot express the model or the processor, or the folder
+            cannot be written.
     """
-    save_checkpoint(model, folder, tokenizer, max_shard_gb, overwrite)
+    save_checkpoint(model, folder, tokenizer, max_shard_gb, overwrite, processor=processor)
 
 
 def load_processor(source: str | Path, *overrides: str) -> Processor:
     """What turns conversations into examples for a published checkpoint.
 
-    Its own tokenizer, pixel budgets and frame sampling; turns are written as for the Instruct models.
+    Its own tokenizer, pixel budgets and frame sampling; turns are written as for the Instruct models,
+    with a warning where the checkpoint's chat template writes them in another way.
 
     Args:
         source: a folder, or the name of a repository on the Hugging Face hub.
@@ -113,6 +113,7 @@ def load_processor(source: str | Path, *overrides: str) -> Processor:
     own = [*published_overrides(folder), *processor_overrides(folder)]
     if not (folder / TOKENIZER).is_file():
         raise CheckpointError(f"{folder / TOKENIZER} is missing: the folder holds no tokenizer")
+    warn_unless_instruct(folder)
     node = compose_config(*own, *overrides).processor
     node.tokenizer = {"_target_": "vlmkit.data.tokenizer.load_tokenizer", "path": str(folder)}
     try:
@@ -166,6 +167,7 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    names = {str(known).removeprefix("torch."): known for known in DTYPES.values()}
+    if dtype not in names:
+        raise ConfigError(f"dtype={dtype}: choose one of {', '.join(names)}")
+    return names[dtype]

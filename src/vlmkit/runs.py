@@ -42,7 +42,9 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
         raise CheckpointError(f"{files.path} is not a run folder: it has no {files.config.name}")
     config = OmegaConf.load(files.config)
     assert isinstance(config, DictConfig)
-    model = build_model(config=config, device="meta")  # the weights come from the run, not from `init`
+    model = build_model(
+        config=config, device="meta"
+    )  # the weights come from the run, not from `init`
     assert isinstance(model, Qwen3VL)
     materialize(model, device)
     files.load_weights(model)

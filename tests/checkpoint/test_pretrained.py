@@ -20,6 +20,7 @@ from vlmkit.checkpoint.compare import LOGITS, Recording, record_ours, record_ref
 from vlmkit.checkpoint.parity_cases import CASES, InputSpec, make_inputs
 from vlmkit.data.tokenizer import build_qwen_tokenizer
 from vlmkit.errors import CheckpointError, ConfigError
+from vlmkit.fusion.deepstack import DeepStack
 from vlmkit.fusion.none import NoFusion
 from vlmkit.models.hf_batch import batch_from_hf
 from vlmkit.models.qwen3vl import Qwen3VL
@@ -220,7 +221,25 @@ def test_a_part_of_ones_own_replaces_the_stored_one(tmp_path: Path) -> None:
     save_toy(tmp_path)
     model = load_pretrained(tmp_path, fusion=NoFusion())
     assert not model.fusion.tapped_blocks
-    with pytest.raises(CheckpointError, match=r"lists|holds 18 tensors .*deepstack_merger_list"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds 18 tensors \(model\.visual\.deepstack_merger_list\.0\S+, .* and 13 more\), for",
+    ):
         load_pretrained(tmp_path, "fusion=none")
     chunked = load_pretrained(tmp_path, "position=chunked")
     assert chunked.position.axes == (0, 0, 0, 0, 1, 1, 2, 2)
+
+
+def test_a_part_of_ones_own_takes_the_stored_dtype(tmp_path: Path) -> None:
+    save_toy(tmp_path / "full")
+    save_pretrained(load_pretrained(tmp_path / "full", dtype="bfloat16"), tmp_path / "half")
+    fusion = DeepStack(tapped_blocks=[0, 2], vision_dim=32, hidden_dim=64)
+    weight = fusion.mergers[0].fc1.weight.detach().clone()
+    model = load_pretrained(tmp_path / "half", fusion=fusion)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(
+        model.fusion.mergers[0].fc1.weight, weight.bfloat16()
+    )  # kept, but for its dtype
+    inputs = make_inputs(CASES["mix"], InputSpec.of(model), seed=0)
+    with torch.no_grad():
+        assert model.logits(batch_from_hf(inputs, model.special_tokens)).isfinite().all()

@@ -193,10 +193,130 @@ def test_processor_settings_are_the_checkpoint_s_own(tmp_path: Path) -> None:
     assert (video.max_pixels, video.min_pixels, video.fps) == (999_424, 4_096, 1)
     assert (video.min_frames, video.max_frames) == (4, 32)
 
-    path.write_text(json.dumps({"image_mean": [0.4, 0.5, 0.5]}))
-    with pytest.raises(CheckpointError, match=r"video_preprocessor.*image_mean is \[0\.4"):
-        load_processor(folder)
+    path.write_text(json.dumps({"image_mean": [0.4, 0.5, 0.5], "image_std": [1, 1, 1]}))
+    video = load_processor(folder).video
+    assert (video.mean, video.std) == ([0.4, 0.5, 0.5], [1.0, 1.0, 1.0])
+    assert tuple(load_processor(folder).image.mean) == (0.5, 0.5, 0.5)
     path.unlink()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
         load_processor(folder)
+
+
+def test_areas_at_the_top_level_count_where_transformers_counts_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    save_pretrained(tiny(), tmp_path, tokenizer=build_qwen_tokenizer(998), overwrite=True)
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        settings = json.loads((tmp_path / name).read_text())
+        (tmp_path / name).write_text(
+            json.dumps({**settings, "min_pixels": 8192, "max_pixels": 9216})
+        )
+    ours, theirs = load_processor(tmp_path), transformers.AutoProcessor.from_pretrained(tmp_path)
+    image, video = theirs.image_processor.size, theirs.video_processor.size
+    assert (ours.image.min_pixels, ours.image.max_pixels) == (8192, 9216)
+    assert (image.shortest_edge, image.longest_edge) == (8192, 9216)
+    assert (ours.video.min_pixels, ours.video.max_pixels) == (4_096, 25_165_824)
+    assert (video.shortest_edge, video.longest_edge) == (4_096, 25_165_824)
+    assert "max_pixels is ignored for videos" in caplog.text
+
+
+def test_of_several_files_the_one_that_transformers_reads_counts(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    save_pretrained(tiny(), tmp_path, tokenizer=build_qwen_tokenizer(998), overwrite=True)
+
+    def state(name: str, longest: int, key: str | None = None) -> None:
+        settings = {"size": {"shortest_edge": 4096, "longest_edge": longest}, "patch_size": 16}
+        (tmp_path / name).write_text(json.dumps({key: settings} if key else settings))
+
+    def longest() -> tuple[int, int]:
+        ours = load_processor(tmp_path)
+        folder = str(tmp_path)
+        images = transformers.Qwen2VLImageProcessor.from_pretrained(folder).size
+        videos = transformers.Qwen3VLVideoProcessor.from_pretrained(folder).size
+        assert ours.image.max_pixels == images.longest_edge
+        assert ours.video.max_pixels == videos.longest_edge
+        return ours.image.max_pixels, ours.video.max_pixels
+
+    state("preprocessor_config.json", 10_000)
+    state("video_preprocessor_config.json", 20_000)
+    assert longest() == (10_000, 20_000)
+    state("processor_config.json", 30_000, key="video_processor")
+    assert longest() == (10_000, 30_000)
+    (tmp_path / "processor_config.json").unlink()
+    (tmp_path / "video_preprocessor_config.json").unlink()
+    assert longest() == (10_000, 10_000)
+
+
+def test_settings_as_transformers_writes_them_are_read(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    save_pretrained(tiny(), tmp_path / "ours", tokenizer=build_qwen_tokenizer(998))
+    theirs = transformers.AutoProcessor.from_pretrained(tmp_path / "ours")
+    theirs.image_processor.size["longest_edge"] = 123_456
+    save_pretrained(tiny(), tmp_path / "theirs", tokenizer=build_qwen_tokenizer(998))
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert load_processor(tmp_path / "theirs").image.max_pixels == 123_456
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"do_normalize": False}, "do_normalize is false, vlmkit supports only true"),
+        ({"resample": 2}, "resample is 2, vlmkit supports only 3"),
+        ({"num_frames": 8}, "num_frames is 8, vlmkit supports only null"),
+        (
+            {"cap_pixels_per_frame": True},
+            "cap_pixels_per_frame is true, vlmkit supports only false",
+        ),
+        ({"image_mean": 0.5}, "image_mean must be a list of numbers, it is 0.5"),
+        ({"max_frames": "all"}, 'max_frames must be a number, it is "all"'),
+    ],
+)
+def test_settings_that_vlmkit_cannot_follow_are_refused(
+    settings: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    save_pretrained(tiny(), tmp_path / "out", tokenizer=build_qwen_tokenizer(998))
+    (tmp_path / "out" / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=f"video_preprocessor_config.json: {reason}"):
+        load_processor(tmp_path / "out")
+
+
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content.split('</think>')[-1] }}{% else %}"
+    "{% for part in message.content %}"
+    "{{ part.text or '<|vision_start|><|image_pad|><|vision_end|>' }}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (THINKING, r"looks like that of a Thinking checkpoint: it writes '<think>\n'"),
+        ("<|im_start|>system\nBe kind.<|im_end|>", "writes 'system"),
+        ("{% nonsense %}", "cannot be rendered (TemplateSyntaxError"),
+    ],
+)
+def test_another_chat_template_than_that_of_instruct_is_mentioned(
+    template: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "out"
+    save_pretrained(tiny(), folder, tokenizer=build_qwen_tokenizer(998))
+    load_processor(folder)
+    assert not caplog.text
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    load_processor(folder)
+    assert reason in caplog.text
+    assert "as for Instruct" in caplog.text or "as for the Instruct models" in caplog.text
+
+    caplog.clear()
+    (folder / "chat_template.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": "default", "template": template}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    load_processor(folder)
+    assert reason in caplog.text

@@ -52,7 +52,9 @@ def test_everything_travels_with_its_sample(mix, per_row):
 
 
 def test_labels_are_the_next_token_within_the_sample():
-    item = example([text(0, 3), text(1, 2, scored=True), text(2, 1), text(3, 1, scored=True)], [], 0)
+    item = example(
+        [text(0, 3), text(1, 2, scored=True), text(2, 1), text(3, 1, scored=True)], [], 0
+    )
     batch = collate([[item, text_example(5)]], pad_id=PAD_ID, merge_size=2)
     ids, skip = batch.input_ids[0].tolist(), IGNORED_LABEL
     assert batch.labels[0, :7].tolist() == [skip, skip, ids[3], ids[4], skip, ids[6], skip]

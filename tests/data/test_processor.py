@@ -43,7 +43,9 @@ def written(processor: Processor, example) -> str:
     parts = []
     for span in example.spans:
         if isinstance(span, TextSpan):
-            parts.append(processor.tokenizer.decode(list(span.token_ids), skip_special_tokens=False))
+            parts.append(
+                processor.tokenizer.decode(list(span.token_ids), skip_special_tokens=False)
+            )
         else:
             parts.append(f"[{span.rows}x{span.columns}x{len(span.time_offsets)}]")
     return "".join(parts)
@@ -64,7 +66,9 @@ def test_golden_prompt(processor):
 
 def test_scored_tokens_are_the_answers_and_their_end_marks(processor):
     example = processor(
-        talk(("user", PICTURE, "One?"), ("assistant", "Yes."), ("user", "Two?"), ("assistant", "No."))
+        talk(
+            ("user", PICTURE, "One?"), ("assistant", "Yes."), ("user", "Two?"), ("assistant", "No.")
+        )
     )
     scored = [
         processor.tokenizer.decode(list(span.token_ids), skip_special_tokens=False)
@@ -100,10 +104,17 @@ def test_tokens_equal_those_of_the_whole_string(processor):
 
 @pytest.mark.parametrize(
     ("temporal", "runs", "timestamps"),
-    [("text_seconds", 5, "seconds>"), ("text_hms", 5, "<00:00:0"), ("t_rope", 1, ""), ("index", 1, "")],
+    [
+        ("text_seconds", 5, "seconds>"),
+        ("text_hms", 5, "<00:00:0"),
+        ("t_rope", 1, ""),
+        ("index", 1, ""),
+    ],
 )
 def test_video_layouts(temporal, runs, timestamps):
-    config = compose_config("model=qwen3vl_tiny", f"temporal={temporal}", "processor.video.max_frames=10")
+    config = compose_config(
+        "model=qwen3vl_tiny", f"temporal={temporal}", "processor.video.max_frames=10"
+    )
     processor = build(config.processor)
     example = processor(talk(("user", CLIP, "What happens?"), ("assistant", "It yawns.")))
     visual = [span for span in example.spans if isinstance(span, VisionSpan)]

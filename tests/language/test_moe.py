@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -6,9 +7,9 @@ from vlmkit.language.moe import MixtureOfExperts
 from vlmkit.losses.balancing import LoadBalancing
 
 
-def layer() -> MixtureOfExperts:
+def layer(hidden_dim: int = 16, intermediate_dim: int = 12) -> MixtureOfExperts:
     torch.manual_seed(0)
-    moe = MixtureOfExperts(hidden_dim=16, intermediate_dim=12, num_experts=6, num_active=3)
+    moe = MixtureOfExperts(hidden_dim, intermediate_dim, num_experts=6, num_active=3)
     moe.reset_parameters()
     with torch.no_grad():
         for parameter in moe.parameters():
@@ -28,8 +29,10 @@ def by_hand(moe: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def test_equals_a_loop_over_tokens_and_experts():
-    moe, x = layer(), torch.randn(2, 9, 16)
+@pytest.mark.parametrize(("hidden", "width"), [(16, 12), (10, 12), (16, 9), (7, 5)])
+def test_equals_a_loop_over_tokens_and_experts(hidden, width):
+    """Also where widths are no multiple of what the kernel wants."""
+    moe, x = layer(hidden, width), torch.randn(2, 9, hidden)
     out, _ = moe(x, None)
     # measured 6e-6 on values up to 8
     assert torch.allclose(out.flatten(0, 1).double(), by_hand(moe, x.flatten(0, 1)), atol=5e-5)

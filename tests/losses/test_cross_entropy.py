@@ -99,7 +99,7 @@ def test_scores():
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="0..1"):
+    with pytest.raises(ValueError, match=r"0\.\.1"):
         TokenWeighting(1.5)
     with pytest.raises(ValueError, match="chunk_tokens"):
         CrossEntropy(TokenWeighting(0), 0)

@@ -57,6 +57,7 @@ def test_positions_of_the_worked_examples() -> None:
     )
     assert batch.padding_mask is None
     assert batch.segments.lengths == (21,)
+    assert batch.num_tokens == 21
 
 
 def test_positions_and_sides_of_padding_equal_transformers() -> None:
@@ -74,6 +75,7 @@ def test_positions_and_sides_of_padding_equal_transformers() -> None:
         real = made["attention_mask"].bool()
         assert batch.padding_mask is not None
         assert torch.equal(batch.padding_mask, ~real)
+        assert batch.num_tokens == real.sum()
         lengths = real.sum(1).tolist()
         padding = real.shape[1] - lengths[1]
         row = [padding, lengths[1]] if pad_left else [lengths[1], padding]

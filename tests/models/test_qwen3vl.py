@@ -16,6 +16,7 @@ from tests.samples import (
 from vlmkit.build import build_model
 from vlmkit.data.collate import collate
 from vlmkit.errors import ConfigError
+from vlmkit.fusion.deepstack import DeepStack
 
 EXAMPLES = [text_example(0), image_example(1), two_images_example(2), video_example(3)]
 
@@ -78,7 +79,9 @@ def test_text_only_steps_touch_every_parameter(model):
     for name, parameter in model.named_parameters():
         if not name.startswith("decoder.head"):
             assert parameter.grad is not None, name
-    vision = [p.grad for n, p in model.named_parameters() if n.startswith(("vision", "merger", "fusion"))]
+    vision = [
+        p.grad for n, p in model.named_parameters() if n.startswith(("vision", "merger", "fusion"))
+    ]
     assert not any(gradient.any() for gradient in vision)
     model.zero_grad()
 
@@ -105,15 +108,30 @@ def test_text_ignores_the_vision_path(tiny_model):
 
 
 def test_placeholders_and_features_must_agree(tiny_batch):
-    with pytest.raises(ValueError, match="holds 19 visual placeholders, .*give 20 features"):
+    with pytest.raises(ValueError, match=r"holds 19 visual placeholders, .*give 20 features"):
         replace(tiny_batch, visual_index=tiny_batch.visual_index[:-1])
     with pytest.raises(ValueError, match="give 0 features"):
         replace(tiny_batch, vision=None)
 
 
+def test_features_beyond_the_placeholders_are_never_cut_silently(tiny_model):
+    class Raw(DeepStack):
+        def project(self, levels):
+            return levels  # forgets to merge: four rows for each visual token
+
+    fusion = tiny_model.fusion
+    try:
+        tiny_model.fusion = Raw([1], 32, 64)
+        with pytest.raises(ValueError, match="6 visual placeholders, the fusion gives 24 features"):
+            tiny_model(single(EXAMPLES[1]))
+    finally:
+        tiny_model.fusion = fusion
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["fusion.merge_size=1"], "fusion.merge_size and merger.merge_size.*1 and 2"),
         (["model.merger.hidden_dim=32"], "merger.hidden_dim and decoder.hidden_dim.*32 and 64"),
         (["model.merger.vision_dim=16"], "merger.vision_dim and vision.dim.*16 and 32"),
         (["size.head_dim=32"], "head_dim 32 has 16"),

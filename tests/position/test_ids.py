@@ -26,9 +26,75 @@ def test_image_inside_text_worked_example():
 def test_video_frames_as_runs_worked_example():
     frame = [words(4), run(2, 2), words(1)]
     ids = mrope_position_ids([words(2), *frame, *frame, words(1)])
-    assert ids[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 8, 9, 10, 11, 12, 13, 13, 13, 13, 15, 16]
-    assert ids[1].tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10, 11, 12, 13, 13, 14, 14, 15, 16]
-    assert ids[2].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10, 11, 12, 13, 14, 13, 14, 15, 16]
+    assert ids[0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        6,
+        6,
+        6,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        13,
+        13,
+        13,
+        15,
+        16,
+    ]
+    assert ids[1].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        6,
+        7,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        13,
+        14,
+        14,
+        15,
+        16,
+    ]
+    assert ids[2].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        14,
+        13,
+        14,
+        15,
+        16,
+    ]
 
 
 def test_t_rope_run_is_followed_by_its_largest_id():

@@ -72,7 +72,9 @@ def test_mixed_format_is_drawn_per_sample_and_by_seed():
     assert formats(0) != formats(1)
     assert 8 < sum(formats(0)) < 32
     layout = TextTimestamp([Seconds(), HMS()], 0).layout(clip(1.0, 2.0), 3)
-    assert len({"seconds" in part for part in layout if isinstance(part, str) and "<0" in part}) <= 1
+    assert (
+        len({"seconds" in part for part in layout if isinstance(part, str) and "<0" in part}) <= 1
+    )
 
 
 def test_bad_settings():

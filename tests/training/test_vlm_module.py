@@ -14,10 +14,13 @@ from tests.samples import (
     two_images_example,
     video_example,
 )
+from vlmkit.attention.sdpa import SDPAAttention
 from vlmkit.build import build, build_model, compose_config
 from vlmkit.data.collate import collate
+from vlmkit.errors import ConfigError
 from vlmkit.training.jsonl_logger import JSONLLogger
 from vlmkit.training.optim import WarmupCosine, weight_decay_groups
+from vlmkit.training.precision import BFloat16Precision, check_precision
 from vlmkit.training.vlm_module import VLMModule
 
 EXAMPLES = [
@@ -48,7 +51,9 @@ def step(loss: str, cut: list[list[int]], *overrides: str, rows: int = 1) -> VLM
     config = compose_config("model=qwen3vl_tiny", f"loss={loss}", *PLAIN_SGD, *overrides)
     model = build_model(config=config)
     batches = [
-        collate([[EXAMPLES[i] for i in part[r::rows]] for r in range(rows)], pad_id=PAD_ID, merge_size=2)
+        collate(
+            [[EXAMPLES[i] for i in part[r::rows]] for r in range(rows)], pad_id=PAD_ID, merge_size=2
+        )
         for part in cut
     ]
     module = build(config.module, model=model)
@@ -59,7 +64,11 @@ def step(loss: str, cut: list[list[int]], *overrides: str, rows: int = 1) -> VLM
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        precision=config.trainer.precision,
+        plugins=build(config.trainer.plugins),
     )
+    if isinstance(trainer.precision_plugin, BFloat16Precision):
+        model.to(torch.bfloat16)
     trainer.fit(module, DataLoader([batches], batch_size=None, collate_fn=lambda x: x))
     return module
 
@@ -83,6 +92,45 @@ def test_micro_batches_and_packing_do_not_change_the_step(loss):
         assert float(grads[0]) == pytest.approx(float(grads[1]), rel=1e-5), name
         losses = [m.trainer.callback_metrics["train/loss"] for m in (whole, other)]
         assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6), name
+
+
+@pytest.mark.parametrize("precision", ["bf16_mixed", "bf16_true"])
+@pytest.mark.parametrize("model", ["qwen3vl_tiny", "qwen3vl_tiny_moe"])
+def test_bfloat16_trains(precision, model):
+    full = step("per_token", [[0, 1, 2, 3], [4, 5]], f"model={model}")
+    half = step("per_token", [[0, 1, 2, 3], [4, 5]], f"model={model}", f"precision={precision}")
+    dtype = torch.bfloat16 if precision == "bf16_true" else torch.float32
+    assert {parameter.dtype for parameter in half.model.parameters()} == {dtype}
+    losses = [float(m.trainer.callback_metrics["train/loss"]) for m in (full, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)  # measured 6e-4
+
+
+def test_kernels_get_one_dtype_under_autocast():
+    """QK-norm's float32 gains would raise queries and keys, and flash kernels would refuse."""
+    seen = []
+
+    def watch(query, key, value, **rest):
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return SDPAAttention()(query, key, value, **rest)
+
+    model = build_model("model=qwen3vl_tiny")
+    for module in model.modules():
+        if hasattr(module, "attention") and not isinstance(module.attention, torch.nn.Module):
+            module.attention = watch
+    batch = collate([EXAMPLES[:2]], pad_id=PAD_ID, merge_size=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch)
+    assert seen
+    assert all(dtypes == {torch.bfloat16} for dtypes in seen)
+
+
+def test_half_precision_that_the_step_cannot_do_is_refused():
+    for precision, words in (
+        ("bf16-true", "precision=bf16_true"),
+        ("16-true", "precision=bf16_true"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_precision(L.Trainer(precision=precision, accelerator="cpu", logger=False))
 
 
 def test_moe_adds_the_balancing_loss():

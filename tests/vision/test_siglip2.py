@@ -110,7 +110,8 @@ def test_taps_are_block_outputs_in_the_order_asked(encoder):
     vision = VisionInputs.from_grids(torch.randn(16, encoder.patch_dim), [(1, 4, 4)], 2)
     caught = []
     handles = [
-        block.register_forward_hook(lambda _, __, out: caught.append(out)) for block in encoder.blocks
+        block.register_forward_hook(lambda _, __, out: caught.append(out))
+        for block in encoder.blocks
     ]
     features = encoder(vision, (2, 0))
     for handle in handles:

@@ -7,9 +7,10 @@ from typing import Protocol
 from torch import Tensor
 
 from vlmkit.batch import Segments
+from vlmkit.errors import UserError
 
 
-class UnsupportedAttentionError(RuntimeError):
+class UnsupportedAttentionError(UserError):
     """A back end was asked for something it cannot do; nothing is substituted silently."""
 
 

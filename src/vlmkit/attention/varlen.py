@@ -69,9 +69,10 @@ def check_flash_inputs(name: str, query: Tensor) -> None:
     """
     head_dim = query.shape[-1]
     usable = query.dtype in (torch.float16, torch.bfloat16)
-    if not query.is_cuda or not usable or head_dim % 8 or head_dim > 256:
+    capable = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    if not capable or not usable or head_dim % 8 or head_dim > 256:
         raise UnsupportedAttentionError(
-            f"attention={name} runs on CUDA in float16 or bfloat16 with head_dim a multiple of 8 up to "
-            f"256; got {query.device.type}, {query.dtype}, head_dim {head_dim}. Use attention=sdpa, or "
-            "attention=auto to choose by device."
+            f"attention={name} runs on CUDA (compute capability 8.0 or newer) in float16 or bfloat16 "
+            f"with head_dim a multiple of 8 up to 256; got {query.device.type}, {query.dtype}, head_dim "
+            f"{head_dim}. Use attention=sdpa, or attention=auto to choose by device."
         )

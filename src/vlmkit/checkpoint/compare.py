@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmkit.batch import VLMBatch
-from vlmkit.checkpoint.key_map import published_entries, stored_transposed
+from vlmkit.checkpoint.key_map import name_pattern, published_entries, stored_transposed
 from vlmkit.checkpoint.parity_cases import Inputs
 from vlmkit.models.hf_batch import batch_from_hf
 from vlmkit.models.qwen3vl import Qwen3VL
@@ -64,21 +65,28 @@ class Recording:
 class Difference:
     """How far two tensors lie apart."""
 
-    worst: float
+    worst: float  # infinite where either tensor holds a NaN or an infinity
     largest: float  # absolute value in the reference
 
     @property
     def relative(self) -> float:
         """Worst difference as a share of the reference's largest value."""
-        return self.worst / self.largest if self.largest else self.worst
+        if not self.largest or math.isinf(self.worst):
+            return self.worst
+        return self.worst / self.largest
 
 
 def difference(reference: Tensor, ours: Tensor) -> Difference:
-    """Compare two tensors of one shape."""
+    """Compare two tensors of one shape.
+
+    A difference that is not finite counts as infinite: a NaN would be lost among the numbers that
+    `max` compares it with.
+    """
     assert reference.shape == ours.shape, f"{tuple(reference.shape)} and {tuple(ours.shape)}"
     reference, ours = reference.double(), ours.double()
+    worst = float((reference - ours).abs().max())
     return Difference(
-        worst=float((reference - ours).abs().max()), largest=float(reference.abs().max())
+        worst=worst if math.isfinite(worst) else math.inf, largest=float(reference.abs().max())
     )
 
 
@@ -173,9 +181,9 @@ def _probes(model: nn.Module, published: bool) -> dict[str, nn.Module]:
     """What is compared, by its name in the table."""
     found = {}
     for label, reference, ours in PROBES:
-        pattern = re.escape(reference if published else ours).replace(r"\{i\}", r"(?P<i>\d+)")
+        pattern = name_pattern(reference if published else ours)
         for name, module in model.named_modules():
-            if match := re.fullmatch(pattern, name):
+            if match := pattern.fullmatch(name):
                 found[label.format_map(match.groupdict())] = module
     return found
 

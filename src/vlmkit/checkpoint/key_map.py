@@ -1,7 +1,8 @@
 """Names of tensors in published Qwen3-VL checkpoints and in vlmkit, as data, for both directions.
 
 A published checkpoint and a vlmkit model hold the same numbers under different names. `PAIRS` is the
-whole dictionary; nothing else in vlmkit knows a published name.
+whole dictionary: reading and writing checkpoints knows no other published name. Only the comparison
+with transformers (`vlmkit.checkpoint.compare`) names modules and tensors of its own, those it shows.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def _conv_kernel(model: Qwen3VL) -> Shape:
 
 
 _VISION, _TEXT = "model.visual", "model.language_model"
+EMBEDDING, HEAD = _TEXT + ".embed_tokens.weight", "lm_head.weight"
 _BLOCK, _OUR_BLOCK = _VISION + ".blocks.{i}", "vision.blocks.{i}"
 _LAYER, _OUR_LAYER = _TEXT + ".layers.{i}", "decoder.layers.{i}"
 
@@ -59,7 +61,7 @@ PAIRS: tuple[KeyPair, ...] = (
     KeyPair(_VISION + ".deepstack_merger_list.{i}.norm.{p}", "fusion.mergers.{i}.norm.{p}"),
     KeyPair(_VISION + ".deepstack_merger_list.{i}.linear_fc1.{p}", "fusion.mergers.{i}.fc1.{p}"),
     KeyPair(_VISION + ".deepstack_merger_list.{i}.linear_fc2.{p}", "fusion.mergers.{i}.fc2.{p}"),
-    KeyPair(_TEXT + ".embed_tokens.weight", "decoder.embedding.weight"),
+    KeyPair(EMBEDDING, "decoder.embedding.weight"),
     KeyPair(_LAYER + ".input_layernorm.weight", _OUR_LAYER + ".attention_norm.weight"),
     KeyPair(_LAYER + ".post_attention_layernorm.weight", _OUR_LAYER + ".feed_forward_norm.weight"),
     KeyPair(_LAYER + ".self_attn.q_proj.weight", _OUR_LAYER + ".attention.q_proj.weight"),
@@ -83,7 +85,7 @@ PAIRS: tuple[KeyPair, ...] = (
         maybe_transposed=True,
     ),
     KeyPair(_TEXT + ".norm.weight", "decoder.norm.weight"),
-    KeyPair("lm_head.weight", "decoder.head.weight"),
+    KeyPair(HEAD, "decoder.head.weight"),
 )
 
 
@@ -155,6 +157,12 @@ def translate(name: str, to_published: bool) -> tuple[str, KeyPair] | None:
     return None
 
 
+def name_pattern(name: str) -> re.Pattern[str]:
+    """What a name with `{i}` and `{p}` stands for; the match has them as groups."""
+    regex = re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)")
+    return re.compile(regex.replace(r"\{p\}", r"(?P<p>weight|bias)"))
+
+
 @lru_cache(maxsize=2)
 def _patterns(to_published: bool) -> tuple[tuple[re.Pattern[str], str, KeyPair], ...]:
     compiled = []
@@ -162,9 +170,7 @@ def _patterns(to_published: bool) -> tuple[tuple[re.Pattern[str], str, KeyPair],
         source, target = (
             (pair.ours, pair.published) if to_published else (pair.published, pair.ours)
         )
-        regex = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)")
-        regex = regex.replace(r"\{p\}", r"(?P<p>weight|bias)")
-        compiled.append((re.compile(regex), target, pair))
+        compiled.append((name_pattern(source), target, pair))
     return tuple(compiled)
 
 

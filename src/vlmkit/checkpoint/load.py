@@ -8,23 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlmkit.checkpoint.files import StoredTensors
+from vlmkit.checkpoint.files import DTYPES, StoredTensors
 from vlmkit.checkpoint.key_map import (
+    EMBEDDING,
+    HEAD,
     TensorEntry,
     published_entries,
     stored_transposed,
     translate,
 )
-from vlmkit.errors import CheckpointError
+from vlmkit.errors import CheckpointError, listed
 from vlmkit.models.qwen3vl import Qwen3VL
 
-HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+MOST_NAMES = 5  # of tensors, in a message
 
 
 def load_weights(
@@ -44,7 +40,8 @@ def load_weights(
         folder: holds `model.safetensors`, or several files and their index.
         device: where parameters that are on meta are made.
         dtype: of parameters that are on meta; None keeps that of the stored embedding.
-        leave_out: parts, such as `fusion`, that keep their values and whose tensors stay unread.
+        leave_out: parts, such as `fusion`, that keep their values and whose tensors stay unread; they
+            are cast to the dtype of the others.
 
     Raises:
         CheckpointError: a file is missing or damaged, tensors are missing, unexpected or of another
@@ -65,7 +62,12 @@ def load_weights(
         _fill(model, entry.ours, entry.to_ours(tensor, swapped), device, dtype)
 
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise CheckpointError(f"{_listed(empty)} of the parts {sorted(leave_out)} have no values")
+        raise CheckpointError(
+            f"parameters of the parts {sorted(leave_out)} have no values: {listed(empty, MOST_NAMES)}"
+        )
+    for part in leave_out:
+        if isinstance(module := getattr(model, part), nn.Module):
+            module.to(dtype=dtype)
     model.to(device)
 
 
@@ -120,7 +122,7 @@ def _check_names(
     unexpected = sorted(name for name in names if name not in entries)
     problems = []
     if missing:
-        problems.append(f"it lacks {_listed(missing)}")
+        problems.append(f"it lacks {_tensors(missing)}")
         if missing == [HEAD]:
             problems.append(
                 "if head and embedding are one, tie_word_embeddings must be true at the top level "
@@ -128,7 +130,7 @@ def _check_names(
             )
     if unexpected:
         problems.append(
-            f"it holds {_listed(unexpected)}, for which this {type(model).__name__} has no place "
+            f"it holds {_tensors(unexpected)}, for which this {type(model).__name__} has no place "
             "(a part that is passed as an object, as in fusion=NoFusion(), leaves its tensors unread)"
         )
     if problems:
@@ -153,7 +155,6 @@ def _check_contents(
             )
 
 
-def _listed(names: list[str], most: int = 5) -> str:
-    """`3 tensors (a, b, c)`, the first few by name."""
-    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({shown})"
+def _tensors(names: list[str]) -> str:
+    """`3 tensors (a, b, c)`."""
+    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({listed(names, MOST_NAMES)})"

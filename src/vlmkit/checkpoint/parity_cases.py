@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlmkit.batch import Grid
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.sequence import SpecialTokens
 
-Grid = tuple[int, int, int]
 Inputs = dict[str, Tensor]
 
 

@@ -18,15 +18,19 @@ from vlmkit.checkpoint.atomic import atomic_folder
 from vlmkit.checkpoint.files import CONFIG, INDEX, WEIGHTS
 from vlmkit.checkpoint.key_map import TensorEntry, published_entries
 from vlmkit.checkpoint.published_config import published_config
+from vlmkit.checkpoint.published_processor import (
+    processor_configs,
+    released_configs,
+    split_configs,
+)
 from vlmkit.checkpoint.side_files import (
     CHAT_TEMPLATE_FILES,
-    PROCESSOR_FILES,
+    SETTINGS_FILES,
     TOKENIZER_FILES,
     generation_config,
-    image_processor_config,
     tokenizer_config,
-    video_processor_config,
 )
+from vlmkit.data.processor import Processor
 from vlmkit.errors import CheckpointError
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.sequence import SpecialTokens
@@ -41,24 +45,29 @@ def save_checkpoint(
     max_shard_gb: float = 5.0,
     overwrite: bool = False,
     companions: Path | None = None,
+    processor: Processor | None = None,
 ) -> None:
     """Write a folder that transformers, vLLM and SGLang load; all of it or nothing.
 
     Args:
         model: with values; nothing is cast, so choose its dtype before.
         folder: made; what is there already is kept until the new folder is complete.
-        tokenizer: written with the chat template; None takes the Qwen3 tokenizer where the model has the
-            full vocabulary, and writes none where it has a cut one.
+        tokenizer: written with the chat template; None takes the processor's, without one the Qwen3
+            tokenizer where the model has the full vocabulary, and writes none where it has a cut one.
         max_shard_gb: weights are split into files of at most this many 10^9 bytes.
         overwrite: whether a checkpoint that is there already may be replaced.
         companions: a checkpoint folder whose tokenizer, chat template, processor and generation settings
             are carried over as they are, where it has them.
+        processor: what the model was trained with; its settings are written. None writes the released ones.
 
     Raises:
-        CheckpointError: the published layout cannot say what the model does, the folder must not be
-            replaced, or the disk refuses.
+        CheckpointError: the published layout cannot say what the model or the processor does, the folder
+            must not be replaced, or the disk refuses.
     """
     config = published_config(model)
+    settings = _settings(model, config, processor, companions)
+    if tokenizer is None and processor is not None:
+        tokenizer = processor.tokenizer
     entries = published_entries(model)
     if empty := [
         entry.ours for entry in entries.values() if model.get_parameter(entry.ours).is_meta
@@ -70,7 +79,10 @@ def save_checkpoint(
         with atomic_folder(target, overwrite, known_by=CONFIG) as partial:
             _write_weights(model, list(entries.values()), partial, int(max_shard_gb * 1e9))
             _write_json(partial / CONFIG, config)
-            _write_settings(model, config, partial, companions)
+            carried = _carry_over(companions, partial, SETTINGS_FILES)
+            for name, content in settings.items():
+                if name not in carried:
+                    _write_json(partial / name, content)
             _write_tokenizer(model.special_tokens, partial, tokenizer, companions)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
@@ -103,20 +115,26 @@ def _write_weights(model: Qwen3VL, entries: list[TensorEntry], folder: Path, lim
         _write_json(folder / INDEX, index)
 
 
-def _write_settings(
-    model: Qwen3VL, config: dict[str, Any], folder: Path, companions: Path | None
-) -> None:
-    """Processor and generation settings."""
-    vision = config["vision_config"]
-    written = {
-        "generation_config.json": generation_config(model.special_tokens, model.decoder.vocab_size),
-        "preprocessor_config.json": image_processor_config(vision),
-        "video_preprocessor_config.json": video_processor_config(vision),
-    }
-    carried = _carry_over(companions, folder, PROCESSOR_FILES)
-    for name, content in written.items():
-        if name not in carried:
-            _write_json(folder / name, content)
+def _settings(
+    model: Qwen3VL,
+    config: dict[str, Any],
+    processor: Processor | None,
+    companions: Path | None,
+) -> dict[str, dict[str, Any]]:
+    """Files of processor and generation settings, by name, where the companions do not have them."""
+    if processor is not None:
+        settings = processor_configs(processor)
+    else:
+        vision = config["vision_config"]
+        settings = released_configs(
+            patch_size=vision["patch_size"],
+            temporal_patch_size=vision["temporal_patch_size"],
+            merge_size=vision["spatial_merge_size"],
+        )
+    if companions is not None:
+        settings |= split_configs(companions)
+    generation = generation_config(model.special_tokens, model.decoder.vocab_size)
+    return {**settings, "generation_config.json": generation}
 
 
 def _write_tokenizer(

@@ -1,4 +1,7 @@
-"""What stands beside the weights in a published checkpoint: processor, tokenizer, generation settings."""
+"""What stands beside the weights in a published checkpoint: tokenizer and generation settings.
+
+Settings of the processor are in `vlmkit.checkpoint.published_processor`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from vlmkit.checkpoint.published_processor import IMAGE_FILE, MERGED_FILE, VIDEO_FILE
 from vlmkit.sequence import SpecialTokens
 
-PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-)
+SETTINGS_FILES = (IMAGE_FILE, VIDEO_FILE, MERGED_FILE, "generation_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,45 +25,6 @@ CHAT_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 MAX_TOKENS = 262_144
 END_OF_TURN, PADDING = "<|im_end|>", "<|endoftext|>"
-
-IMAGE_AREA = {"longest_edge": 16_777_216, "shortest_edge": 65_536}
-"""Most and fewest pixels of an image; the names say edges, the released code reads areas."""
-
-VIDEO_AREA = {"longest_edge": 25_165_824, "shortest_edge": 4_096}
-"""Most and fewest pixels times frames of a clip."""
-
-
-def image_processor_config(vision: dict[str, Any]) -> dict[str, Any]:
-    """preprocessor_config.json, with the released budgets.
-
-    Args:
-        vision: the published vision_config.
-    """
-    return {
-        "size": IMAGE_AREA,
-        **_pixels(vision),
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-    }
-
-
-def video_processor_config(vision: dict[str, Any]) -> dict[str, Any]:
-    """video_preprocessor_config.json, with the released budgets.
-
-    Args:
-        vision: the published vision_config.
-    """
-    return {"size": VIDEO_AREA, **_pixels(vision), "video_processor_type": "Qwen3VLVideoProcessor"}
-
-
-def _pixels(vision: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "patch_size": vision["patch_size"],
-        "temporal_patch_size": vision["temporal_patch_size"],
-        "merge_size": vision["spatial_merge_size"],
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
 
 
 def generation_config(special: SpecialTokens, vocab_size: int) -> dict[str, Any]:

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from vlmkit.batch import IGNORED_LABEL, Segments, VisionInputs, VLMBatch
-from vlmkit.data.processor import Example
+from vlmkit.data.processor import Example, Processor
+from vlmkit.data.record import Conversation
 from vlmkit.position.ids import mrope_position_ids
 from vlmkit.sequence import TextSpan, VisionSpan
 
 
 def collate(
-    rows: Sequence[Sequence[Example]], *, pad_id: int, merge_size: int, row_tokens: int | None = None
+    rows: Sequence[Sequence[Example]],
+    *,
+    pad_id: int,
+    merge_size: int,
+    row_tokens: int | None = None,
 ) -> VLMBatch:
     """Build a micro-batch.
 
@@ -76,6 +81,15 @@ def collate(
         num_samples=num_samples,
         padding_mask=sample_ids < 0 if min(lengths) < width else None,
         num_padding=len(rows) * width - sum(lengths),
+    )
+
+
+def collate_prompt(conversation: Conversation, processor: Processor) -> VLMBatch:
+    """One row with one prompt, open for the model's answer."""
+    return collate(
+        [[processor(conversation, for_generation=True)]],
+        pad_id=processor.special_tokens.pad_id,
+        merge_size=processor.image.merge_size,
     )
 
 

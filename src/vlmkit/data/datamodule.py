@@ -75,8 +75,8 @@ class TrainingSteps(Dataset[list[VLMBatch]]):
         return self.rows.collate(examples, self.processor)
 
 
-class ValidationSet(Dataset[VLMBatch]):
-    """A source cut into fixed micro-batches of `samples` examples."""
+class ValidationSet(Dataset[list[VLMBatch]]):
+    """A source cut into items of `samples` examples, each packed like a training step."""
 
     def __init__(self, source: Source, processor: Processor, rows: Rows, samples: int) -> None:
         self.source, self.processor, self.rows, self.samples = source, processor, rows, samples
@@ -84,16 +84,12 @@ class ValidationSet(Dataset[VLMBatch]):
     def __len__(self) -> int:
         return -(-len(self.source) // self.samples)
 
-    def __getitem__(self, item: int) -> VLMBatch:
+    def __getitem__(self, item: int) -> list[VLMBatch]:
         if not 0 <= item < len(self):
             raise IndexError(item)
         stop = min((item + 1) * self.samples, len(self.source))
         examples = [self.processor(self.source[i]) for i in range(item * self.samples, stop)]
-        return collate(
-            [examples],
-            pad_id=self.processor.special_tokens.pad_id,
-            merge_size=self.processor.image.merge_size,
-        )
+        return self.rows.collate(examples, self.processor)
 
 
 class VLMDataModule(L.LightningDataModule):
@@ -119,7 +115,7 @@ class VLMDataModule(L.LightningDataModule):
             rows: how examples become micro-batches.
             num_steps: optimiser steps of the run.
             samples_per_step: samples of a step over all ranks.
-            validation_samples: samples of a validation micro-batch.
+            validation_samples: samples of a validation item.
             num_workers: processes that prepare steps ahead; 0 prepares them in the training process.
         """
         super().__init__()
@@ -145,9 +141,7 @@ class VLMDataModule(L.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per validation source, in the order of `validation`."""
         return [
-            self._loader(
-                ValidationSet(source, self.processor, self.rows, self.validation_samples)
-            )
+            self._loader(ValidationSet(source, self.processor, self.rows, self.validation_samples))
             for source in self.validation.values()
         ]
 

@@ -54,7 +54,9 @@ class EmojiSet:
         held_out_share: float = 0.15,
     ) -> None:
         if unknown := set(artists) - set(ARTISTS):
-            raise ValueError(f"artists {sorted(unknown)} are not in the set; it has {list(ARTISTS)}")
+            raise ValueError(
+                f"artists {sorted(unknown)} are not in the set; it has {list(ARTISTS)}"
+            )
         rows = pq.read_table(asset_path("emoji", "concepts.parquet")).to_pylist()
         sides = {"train": (False,), "held_out": (True,), "all": (False, True)}[concepts]
         self.artists = tuple(artists)

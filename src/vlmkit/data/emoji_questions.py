@@ -18,11 +18,8 @@ Rng = np.random.Generator
 Draw = Callable[[Concept], Pixels]
 """Gives a drawing of a concept, by an artist drawn at random."""
 
-PLACES = (
-    "top left", "top", "top right",
-    "left", "centre", "right",
-    "bottom left", "bottom", "bottom right",
-)  # fmt: skip
+CELLS = 9
+"""Places on a canvas, three by three."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +84,11 @@ class Count:
     def __call__(self, subject: Concept, emoji: EmojiSet, draw: Draw, rng: Rng) -> Asked:
         """See `Question`."""
         number = int(rng.integers(1, self.most + 1))
-        cells = rng.choice(len(PLACES), size=number, replace=False)
+        cells = rng.choice(CELLS, size=number, replace=False)
         others = [emoji.concepts[i] for i in rng.integers(len(emoji.concepts), size=number - 1)]
         sprites = dict(zip(cells.tolist(), [subject, *others], strict=True))
         canvas = lay_out({cell: draw(concept) for cell, concept in sprites.items()})
         return Asked(canvas, (("How many things are there?", str(number)),))
-
-
-class Where:
-    """Where is it? One of nine places on a three by three canvas."""
-
-    def __call__(self, subject: Concept, emoji: EmojiSet, draw: Draw, rng: Rng) -> Asked:
-        """See `Question`."""
-        cell = int(rng.integers(len(PLACES)))
-        return Asked(lay_out({cell: draw(subject)}), (("Where is it?", PLACES[cell]),))
 
 
 class Interview:

@@ -102,7 +102,9 @@ class Processor:
     def _image_run(self, grid: Grid) -> list[str | VisionSpan]:
         side = self.image.merge_size
         span = VisionSpan(
-            placeholder_id=self.special_tokens.image_id, rows=grid[1] // side, columns=grid[2] // side
+            placeholder_id=self.special_tokens.image_id,
+            rows=grid[1] // side,
+            columns=grid[2] // side,
         )
         return [VISION_START, span, VISION_END]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -67,6 +67,11 @@ class Message:
         """Whether the loss counts this turn."""
         return self.role == "assistant" if self.scored is None else self.scored
 
+    @property
+    def text(self) -> str:
+        """The turn's text, without its media."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
@@ -79,6 +84,21 @@ class Conversation:
     source: str = ""
     key: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> str:
+        """Text of the last turn if it is the assistant's, else nothing."""
+        last = self.messages[-1]
+        return last.text if last.role == "assistant" else ""
+
+    @property
+    def question(self) -> str:
+        """Text of the last turn that is the user's."""
+        return next((m.text for m in reversed(self.messages) if m.role == "user"), "")
+
+    def as_prompt(self) -> Conversation:
+        """The conversation without its last assistant turn."""
+        return replace(self, messages=self.messages[:-1]) if self.answer else self
 
 
 @dataclass(frozen=True)

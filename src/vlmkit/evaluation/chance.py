@@ -11,10 +11,10 @@ def chance_level(source: Source) -> float:
     """Exact match of always giving the most frequent answer.
 
     Args:
-        source: conversations with `meta["answer"]`.
+        source: conversations that end with an answer.
 
     Returns:
         Share of the source that this one answer gets right, in 0..1.
     """
-    answers = Counter(source[i].meta["answer"] for i in range(len(source)))
+    answers = Counter(source[i].answer for i in range(len(source)))
     return max(answers.values()) / answers.total()

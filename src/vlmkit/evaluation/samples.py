@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmkit.batch import VLMBatch
-from vlmkit.data.collate import collate
+from vlmkit.data.collate import collate_prompt
 from vlmkit.data.mixture import Source
 from vlmkit.data.processor import Processor
 from vlmkit.data.record import Conversation, ImagePart, VideoPart
@@ -18,27 +16,12 @@ from vlmkit.models.generation import Sampling, generate
 from vlmkit.models.qwen3vl import Qwen3VL
 
 
-def as_prompt(conversation: Conversation) -> Conversation:
-    """The conversation without its last assistant turn."""
-    messages = conversation.messages
-    return replace(conversation, messages=messages[:-1] if messages[-1].role == "assistant" else messages)
-
-
-def prompt_batch(conversation: Conversation, processor: Processor) -> VLMBatch:
-    """One row with the prompt, open for the model's answer."""
-    return collate(
-        [[processor(conversation, for_generation=True)]],
-        pad_id=processor.special_tokens.pad_id,
-        merge_size=processor.image.merge_size,
-    )
-
-
 def answer(
     model: Qwen3VL, processor: Processor, conversation: Conversation, max_new_tokens: int = 48
 ) -> str:
     """The model's greedy answer to a conversation that ends with a question."""
     device = next(model.parameters()).device
-    prompt = prompt_batch(conversation, processor).to(device)
+    prompt = collate_prompt(conversation, processor).to(device)
     tokens = generate(model, prompt, max_new_tokens=max_new_tokens, sampling=Sampling())
     return processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
@@ -62,9 +45,9 @@ def answer_samples(
                 Answered(
                     picture=_picture(sample, processor),
                     source=name,
-                    question=sample.meta["question"],
-                    answer=sample.meta["answer"],
-                    prediction=answer(model, processor, as_prompt(sample)),
+                    question=sample.question,
+                    answer=sample.answer,
+                    prediction=answer(model, processor, sample.as_prompt()),
                 )
             )
     model.train(was_training)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from vlmkit.batch import VisualTokens
-from vlmkit.initialization import init_linear_and_norm_
+from vlmkit.initialization import init_parameters_
 
 
 class Fusion(nn.Module, ABC):
@@ -26,9 +26,9 @@ class Fusion(nn.Module, ABC):
         return levels
 
     @abstractmethod
-    def forward(self, hidden: Tensor, layer_idx: int, visual: VisualTokens | None) -> Tensor:
+    def forward(self, hidden: Tensor, layer_idx: int, visual: VisualTokens) -> Tensor:
         """Return `hidden`, (batch, seq, dim), as it enters layer `layer_idx + 1`."""
 
     def reset_parameters(self) -> None:
         """Fill the parameters with initial values."""
-        init_linear_and_norm_(self)
+        init_parameters_(self)

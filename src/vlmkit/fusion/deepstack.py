@@ -39,6 +39,7 @@ class DeepStack(Fusion):
             ValueError: the two lists differ in length, or a layer receives twice.
         """
         super().__init__()
+        self.merge_size = merge_size
         self.tapped_blocks = tuple(tapped_blocks)
         self.receiving_layers = tuple(
             range(len(self.tapped_blocks)) if receiving_layers is None else receiving_layers
@@ -59,9 +60,9 @@ class DeepStack(Fusion):
         """One merger per level: (patches, vision_dim) -> (visual_tokens, dim)."""
         return tuple(merger(level) for merger, level in zip(self.mergers, levels, strict=True))
 
-    def forward(self, hidden: Tensor, layer_idx: int, visual: VisualTokens | None) -> Tensor:
+    def forward(self, hidden: Tensor, layer_idx: int, visual: VisualTokens) -> Tensor:
         """Add the level that belongs to this layer, if any."""
-        if visual is None or layer_idx not in self.receiving_layers:
+        if layer_idx not in self.receiving_layers:
             return hidden
         added = visual.levels[self.receiving_layers.index(layer_idx)]  # (visual_tokens, dim)
         flat = hidden.flatten(0, 1).index_add(0, visual.index, added.to(hidden.dtype))

@@ -11,6 +11,6 @@ from vlmkit.fusion.base import Fusion
 class NoFusion(Fusion):
     """The baseline: decoder layers pass hidden states on unchanged."""
 
-    def forward(self, hidden: Tensor, layer_idx: int, visual: VisualTokens | None) -> Tensor:
+    def forward(self, hidden: Tensor, layer_idx: int, visual: VisualTokens) -> Tensor:
         """Return `hidden`."""
         return hidden

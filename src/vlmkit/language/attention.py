@@ -41,7 +41,9 @@ class GroupedQueryAttention(nn.Module):
         """
         super().__init__()
         if num_heads % num_kv_heads:
-            raise ValueError(f"num_heads {num_heads} does not divide by num_kv_heads {num_kv_heads}")
+            raise ValueError(
+                f"num_heads {num_heads} does not divide by num_kv_heads {num_kv_heads}"
+            )
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.attention = attention
         self.q_proj = nn.Linear(hidden_dim, num_heads * head_dim, bias=False)
@@ -70,10 +72,13 @@ class GroupedQueryAttention(nn.Module):
             cache: past keys and values of this layer.
         """
         heads = (self.head_dim,)
-        query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, *heads)))  # (batch, seq, heads, head_dim)
+        query = self.q_norm(
+            self.q_proj(x).unflatten(-1, (-1, *heads))
+        )  # (batch, seq, heads, head_dim)
         key = self.k_norm(self.k_proj(x).unflatten(-1, (-1, *heads)))
         value = self.v_proj(x).unflatten(-1, (-1, *heads))
-        query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        # under autocast the norms' float32 gains raise the dtype; kernels want that of the values
+        query, key = (apply_rotary(part, rotary).to(value.dtype) for part in (query, key))
 
         key_segments = segments
         if cache is None:

@@ -20,7 +20,11 @@ class DecoderLayer(nn.Module):
     """Pre-norm attention and feed-forward, each on a residual branch."""
 
     def __init__(
-        self, hidden_dim: int, attention: GroupedQueryAttention, feed_forward: FeedForward, norm_eps: float
+        self,
+        hidden_dim: int,
+        attention: GroupedQueryAttention,
+        feed_forward: FeedForward,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(hidden_dim, norm_eps)
@@ -30,7 +34,12 @@ class DecoderLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Fill the parameters with initial values."""
-        for part in (self.attention_norm, self.attention, self.feed_forward_norm, self.feed_forward):
+        for part in (
+            self.attention_norm,
+            self.attention,
+            self.feed_forward_norm,
+            self.feed_forward,
+        ):
             part.reset_parameters()
 
     def forward(
@@ -119,9 +128,7 @@ class Decoder(nn.Module):
         """(..., dim), normalised -> (..., vocab)."""
         return F.linear(hidden, self.head_weight)
 
-    def new_cache(
-        self, rows: int, capacity: int, dtype: torch.dtype | None = None
-    ) -> KVCache:
+    def new_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `rows` sequences of at most `capacity` tokens."""
         weight = self.embedding.weight
         return KVCache(

@@ -48,7 +48,9 @@ class MixtureOfExperts(FeedForward):
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, RouterStats]:
         """See `FeedForward.forward`."""
         tokens = x.flatten(0, 1)  # (tokens, dim)
-        probability = F.softmax(self.router(tokens), dim=-1, dtype=torch.float32)  # (tokens, experts)
+        probability = F.softmax(
+            self.router(tokens), dim=-1, dtype=torch.float32
+        )  # (tokens, experts)
         weights, experts = probability.topk(self.num_active, dim=-1)  # (tokens, active)
         weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
         out = self._run_experts(tokens, weights, experts)
@@ -62,12 +64,12 @@ class MixtureOfExperts(FeedForward):
         ends = ends.index_add(0, experts.flatten(), torch.ones_like(order, dtype=torch.int32))
         ends = ends.cumsum(0, dtype=torch.int32)
 
-        dtype = torch.get_autocast_dtype(tokens.device.type) if torch.is_autocast_enabled(
-            tokens.device.type
-        ) else tokens.dtype
+        device = tokens.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else tokens.dtype
         grouped = tokens.to(dtype)[source]  # (tokens * active, dim)
-        gate, up = F.grouped_mm(grouped, self.gate_up_proj.to(dtype), offs=ends).chunk(2, dim=-1)
-        result = F.grouped_mm(F.silu(gate) * up, self.down_proj.to(dtype), offs=ends)
+        gate, up = grouped_matmul(grouped, self.gate_up_proj.to(dtype), ends).chunk(2, dim=-1)
+        result = grouped_matmul(F.silu(gate) * up, self.down_proj.to(dtype), ends)
         result = result * weights.flatten()[order, None]
         return torch.zeros_like(tokens).index_add(0, source, result.to(tokens.dtype))
 
@@ -83,3 +85,22 @@ class MixtureOfExperts(FeedForward):
         return RouterStats(
             assignments=assignments, probability=real @ probability, num_tokens=real.sum()
         )
+
+
+def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each group of rows times its own matrix.
+
+    Args:
+        x: (rows, k), rows of one group next to each other.
+        weight: (groups, k, n).
+        ends: (groups,) int32, the row after each group's last.
+
+    Returns:
+        (rows, n). Widths that are no multiple of 16 bytes are padded for the kernel.
+    """
+    k, n = weight.shape[-2:]
+    unit = 16 // x.element_size()
+    if k % unit or n % unit:
+        x = F.pad(x, (0, -k % unit))
+        weight = F.pad(weight, (0, -n % unit, 0, -k % unit))
+    return F.grouped_mm(x.contiguous(), weight, offs=ends)[:, :n]

@@ -61,7 +61,9 @@ class Sampling:
         if self.top_p < 1:
             ordered, order = scaled.softmax(-1).sort(descending=True, stable=True)
             beyond = ordered.cumsum(-1) - ordered >= self.top_p  # the set without this one suffices
-            scaled = scaled.masked_fill(torch.zeros_like(beyond).scatter(0, order, beyond), -torch.inf)
+            scaled = scaled.masked_fill(
+                torch.zeros_like(beyond).scatter(0, order, beyond), -torch.inf
+            )
         return scaled.softmax(-1)
 
 
@@ -111,9 +113,7 @@ def generate(
             hidden = decode_step(model, token, position + step, cache)
 
 
-def prefill(
-    model: Qwen3VL, prompt: VLMBatch, cache: KVCache, chunk: int | None = None
-) -> Tensor:
+def prefill(model: Qwen3VL, prompt: VLMBatch, cache: KVCache, chunk: int | None = None) -> Tensor:
     """Feed a prompt; media are encoded once, whatever the chunks.
 
     Returns:

@@ -89,6 +89,7 @@ def batch_from_hf(
         sample_ids=sample_ids,
         num_samples=rows,
         padding_mask=None if real.all() else ~real,
+        num_padding=int((~real).sum()),
     )
 
 

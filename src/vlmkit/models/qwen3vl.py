@@ -60,6 +60,13 @@ class Qwen3VL(nn.Module):
         ):
             if left != right:
                 raise ValueError(f"{what} must be equal, got {left} and {right}")
+        for name, part in (("fusion", fusion), ("vision", vision)):
+            side = getattr(part, "merge_size", merger.merge_size)
+            if side != merger.merge_size:
+                raise ValueError(
+                    f"{name}.merge_size and merger.merge_size must be equal, got {side} and "
+                    f"{merger.merge_size}"
+                )
         for what, chosen, available in (
             ("taps encoder blocks", fusion.tapped_blocks, vision.depth),
             ("feeds decoder layers", fusion.receiving_layers, decoder.num_layers),
@@ -93,12 +100,11 @@ class Qwen3VL(nn.Module):
             blank = torch.zeros(side**2, self.vision.patch_dim)
             vision = VisionInputs.from_grids(blank, [(1, side, side)], side).to(device)
         features = self.vision(vision, self.fusion.tapped_blocks)
-        count = len(batch.visual_index)
-        return VisualTokens(
-            index=batch.visual_index,
-            embeddings=self.merger(features.last)[:count],  # (visual_tokens, dim)
-            levels=tuple(level[:count] for level in self.fusion.project(features.levels)),
-        )
+        embeddings = self.merger(features.last)  # (visual_tokens, dim)
+        levels = self.fusion.project(features.levels)
+        if batch.vision is None:
+            embeddings, levels = embeddings[:0], tuple(level[:0] for level in levels)
+        return VisualTokens(index=batch.visual_index, embeddings=embeddings, levels=levels)
 
     def forward(
         self, batch: VLMBatch, visual: VisualTokens | None = None, cache: KVCache | None = None
@@ -118,10 +124,11 @@ class Qwen3VL(nn.Module):
         rotary = self.position(batch.position_ids, hidden.dtype)
 
         router: RouterStats | None = None
-        for i, layer in enumerate(self.decoder.layers.values()):
-            layer_cache = cache.layers[i] if cache is not None else None
+        for key, layer in self.decoder.layers.items():
+            index = int(key)
+            layer_cache = cache.layers[index] if cache is not None else None
             hidden, stats = layer(hidden, rotary, batch.segments, batch.padding_mask, layer_cache)
-            hidden = self.fusion(hidden, i, visual)
+            hidden = self.fusion(hidden, index, visual)
             if stats is not None:
                 router = stats if router is None else router + stats
 

@@ -27,6 +27,7 @@ class TRoPE:
         return single_run(
             clip,
             tuple(
-                math.floor(round((time - start) * self.tokens_per_second, 4)) for time in clip.times_s
+                math.floor(round((time - start) * self.tokens_per_second, 4))
+                for time in clip.times_s
             ),
         )

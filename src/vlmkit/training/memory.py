@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -12,6 +13,13 @@ from torch import nn
 from vlmkit.errors import UserError
 
 GIB = 2**30
+CGROUPS = [  # limit and use of the container, versions 2 and 1
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+]
 SHARE_USABLE = 0.9  # of free memory; the rest is for activations' peaks and the allocator
 
 
@@ -35,10 +43,14 @@ class TrainingState:
 
 
 def free_gib(device: torch.device) -> float:
-    """Free memory of a device, in GiB."""
+    """Free memory of a device, in GiB; on the host no more than the container allows."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GIB
-    return psutil.virtual_memory().available / GIB
+    free = psutil.virtual_memory().available
+    for limit_file, used_file in CGROUPS:
+        if limit_file.is_file() and (limit := limit_file.read_text().strip()).isdigit():
+            free = min(free, int(limit) - int(used_file.read_text()))
+    return max(free, 0) / GIB
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -81,18 +93,18 @@ def check_fits(
         f"this model has {state.num_parameters:,} parameters; weights, gradients and Adam moments in "
         f"{'bfloat16' if bf16_weights else 'float32'} take {state.total_gib:,.1f} GiB before any "
         f"activation, and {device.type} has {available:,.1f} GiB to use. Nothing was allocated.",
-        "What would fit here:",
     ]
     half = TrainingState(num_parameters=state.num_parameters, weight_bytes=2, moment_bytes=2)
     if not bf16_weights and half.total_gib <= available:
-        lines.append(f"  trainer.precision=bf16-true  ({half.total_gib:,.1f} GiB, the same model)")
-    fitting = []
+        lines.append(f"  precision=bf16_true  ({half.total_gib:,.1f} GiB, the same model)")
+    fitting: list[tuple[int, str]] = []
     for name in smaller:
         count = parameters_of(name)
-        for precision, width in (("", 4), (" trainer.precision=bf16-true", 2)):
+        for precision, width in (("", 4), (" precision=bf16_true", 2)):
             other = TrainingState(num_parameters=count, weight_bytes=width, moment_bytes=width)
             if other.total_gib <= available:
                 fitting.append((count, f"  model={name}{precision}  ({other.total_gib:,.1f} GiB)"))
                 break
     lines += [line for _, line in sorted(fitting, reverse=True)[:3]]
+    lines.insert(1, "What would fit here:" if lines[1:] else "No size of conf/model fits here.")
     raise DoesNotFitError("\n".join(lines))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+log = logging.getLogger(__name__)
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -39,7 +42,14 @@ class WarmupCosine(LambdaLR):
         self, optimizer: Optimizer, total_steps: int, warmup_steps: int, final_share: float = 0.1
     ) -> None:
         if warmup_steps >= total_steps:
-            warmup_steps = max(total_steps // 10, 0)
+            shorter = total_steps // 10
+            log.warning(
+                "optim.scheduler.warmup_steps %d is not less than the run's %d steps: warming up for %d",
+                warmup_steps,
+                total_steps,
+                shorter,
+            )
+            warmup_steps = shorter
 
         def share(step: int) -> float:
             if step < warmup_steps:

@@ -60,7 +60,9 @@ class TrainingProgress(ProgressBar):
             self._task = self._bar.add_task("train", total=trainer.max_steps, numbers="")
             self._bar.start()
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         """The step has its data."""
         self._waited += time.perf_counter() - self._ready
 
@@ -80,7 +82,9 @@ class TrainingProgress(ProgressBar):
             smooth = self._smooth_loss
             self._smooth_loss = value if smooth is None else 0.95 * smooth + 0.05 * value
         step, total = trainer.global_step, trainer.max_steps
-        numbers = f"loss {self._smooth_loss or float('nan'):.3f}  {speed:,.0f} tok/s  wait {wait:.0%}"
+        numbers = (
+            f"loss {self._smooth_loss or float('nan'):.3f}  {speed:,.0f} tok/s  wait {wait:.0%}"
+        )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, numbers=numbers)
         elif self._enabled and now - self._last_line >= self.line_every_s:

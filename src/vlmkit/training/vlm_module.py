@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 
 from vlmkit.batch import VLMBatch
 from vlmkit.losses.balancing import LoadBalancing
@@ -24,7 +24,8 @@ class VLMModule(L.LightningModule):
 
     One call of `training_step` is one optimiser step: its batch is the list of all micro-batches of
     this rank, so that the loss is divided once, by the denominator of the whole step over all ranks.
-    The gradient does not depend on how the step is cut.
+    The gradient does not depend on how the step is cut, but for the balancing loss of experts, which is
+    taken per micro-batch and averaged by tokens.
     """
 
     def __init__(
@@ -58,71 +59,92 @@ class VLMModule(L.LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.weight_decay, self.clip_norm = weight_decay, clip_norm
         self.validation_names = tuple(validation_names)
-        self._scores: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.metrics = nn.ModuleDict(
+            {
+                name: nn.ModuleDict({"exact_match": MeanMetric(), "answer_nll": MeanMetric()})
+                for name in self.validation_names
+            }
+        )
 
     def training_step(self, batch: list[VLMBatch], batch_idx: int) -> None:
         """One optimiser step over all micro-batches."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert not isinstance(optimizer, list)
         denominator = sum((self.loss.denominator(micro) for micro in batch), torch.zeros(()))
-        denominator = self.all_reduce_sum(denominator.to(self.device))
+        denominator = self.all_reduce(denominator.to(self.device), "sum").clamp(min=1e-8)
+        num_tokens = sum(micro.num_tokens for micro in batch)
         total = torch.zeros((), device=self.device)
-        auxiliary = torch.zeros((), device=self.device)
-        for micro in batch:
+        balancing = torch.zeros((), device=self.device)
+        for micro, counts in self._in_step_with_other_ranks(batch):
             output = self.model(micro)
             result = self.loss(output.hidden, self.model.decoder.head_weight, micro)
             # data parallelism averages gradients over ranks: scale back to a sum
-            share = result.numerator * self.trainer.world_size / denominator.clamp(min=1e-8)
-            total += result.numerator.detach()
+            objective = result.numerator * self.trainer.world_size / denominator
+            total += result.numerator.detach() * counts
             if self.balancing is not None and output.router is not None:
-                balance = self.balancing(output.router) / len(batch)
-                share = share + self.balancing.coefficient * balance
-                auxiliary += balance.detach()
-            self.manual_backward(share)
+                balance = self.balancing(output.router) * (micro.num_tokens / num_tokens)
+                objective = objective + self.balancing.coefficient * balance
+                balancing += balance.detach() * counts
+            self.manual_backward(objective * counts)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()  # type: ignore[union-attr]
 
-        self.log("train/loss", self.all_reduce_sum(total) / denominator.clamp(min=1e-8))
+        self.log("train/loss", self.all_reduce(total, "sum") / denominator)
         self.log("train/grad_norm", grad_norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         if self.balancing is not None:
-            self.log("train/balancing", auxiliary)
+            self.log("train/balancing", balancing)
 
-    def validation_step(self, batch: VLMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a micro-batch; a sample is right when every token of its answer is.
+    def _in_step_with_other_ranks(self, batch: list[VLMBatch]) -> Iterator[tuple[VLMBatch, int]]:
+        """This rank's micro-batches, each with 1; then its last with 0 until the busiest rank is done.
+
+        Each backward pass is a collective, so all ranks must make equally many.
+        """
+        most = len(batch)
+        if self.trainer.world_size > 1:
+            mine = torch.tensor(float(most), device=self.device)
+            most = int(self.all_reduce(mine, "max"))
+        for i in range(most):
+            yield batch[min(i, len(batch) - 1)], int(i < len(batch))
+
+    def validation_step(
+        self, batch: list[VLMBatch], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Score micro-batches; a sample is right when every token of its answer is.
 
         The most probable token at each place given the right prefix is what greedy decoding would
         write as long as it has been right so far: this is the exact match of greedy decoding.
         """
-        output = self.model(batch)
-        scores = self.loss.score(output.hidden, self.model.decoder.head_weight, batch)
-        nll = scores.nll.new_zeros(batch.num_samples).index_add(0, scores.sample_ids, scores.nll)
-        wrong = torch.zeros_like(nll).index_add(0, scores.sample_ids, (~scores.correct).float())
-        counts = torch.zeros_like(nll).index_add(0, scores.sample_ids, torch.ones_like(scores.nll))
-        name = self.validation_names[dataloader_idx]
-        self._scores[name].append(((wrong == 0)[counts > 0].float(), nll[counts > 0]))
+        metrics = self.metrics[self.validation_names[dataloader_idx]]
+        for micro in batch:
+            output = self.model(micro)
+            scores = self.loss.score(output.hidden, self.model.decoder.head_weight, micro)
+            per_sample = scores.nll.new_zeros(3, micro.num_samples)
+            values = torch.stack(
+                [scores.nll, (~scores.correct).float(), torch.ones_like(scores.nll)]
+            )
+            nll, wrong, count = per_sample.index_add(1, scores.sample_ids, values)
+            metrics["exact_match"].update((wrong == 0)[count > 0].float())  # type: ignore[index]
+            metrics["answer_nll"].update(nll[count > 0])  # type: ignore[index]
 
     def on_validation_epoch_end(self) -> None:
         """Log exact match and answer likelihood per validation source, and the mean over sources."""
         matches = []
-        for name, parts in self._scores.items():
-            match = torch.cat([part[0] for part in parts])
-            nll = torch.cat([part[1] for part in parts])
-            totals = self.all_reduce_sum(
-                torch.stack([match.sum(), nll.sum(), match.new_tensor(len(match))])
-            )
-            matches.append(totals[0] / totals[2])
-            self.log(f"val/{name}/exact_match", matches[-1])
-            self.log(f"val/{name}/answer_nll", totals[1] / totals[2])
+        for name, metrics in self.metrics.items():
+            for key, metric in metrics.items():  # type: ignore[operator]
+                value = metric.compute()
+                metric.reset()
+                self.log(f"val/{name}/{key}", value)
+                if key == "exact_match":
+                    matches.append(value)
         if matches:
             self.log("val/exact_match", torch.stack(matches).mean())
-        self._scores.clear()
 
-    def all_reduce_sum(self, value: Tensor) -> Tensor:
-        """Sum over ranks."""
-        reduced: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]
+    def all_reduce(self, value: Tensor, operation: str) -> Tensor:
+        """Combine a value of all ranks by `sum` or `max`."""
+        reduced: Tensor = self.trainer.strategy.reduce(value, reduce_op=operation)  # type: ignore[assignment]
         return reduced
 
     def configure_optimizers(self) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vlmkit.batch import VisionInputs
-from vlmkit.initialization import init_linear_and_norm_
+from vlmkit.initialization import init_parameters_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,4 +44,4 @@ class VisionEncoder(nn.Module, ABC):
 
     def reset_parameters(self) -> None:
         """Fill the parameters with initial values."""
-        init_linear_and_norm_(self)
+        init_parameters_(self)

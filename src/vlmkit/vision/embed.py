@@ -37,7 +37,9 @@ class PositionTable(nn.Embedding):
         cell, extent = coords[:, :2] * (self.side - 1), (coords[:, 2:] - 1).clamp(min=1)
         low = cell // extent  # (patches, 2)
         high = (low + 1).clamp(max=self.side - 1)
-        far = (cell % extent).float() / extent.float()  # (patches, 2), weight of the upper neighbour
+        far = (
+            cell % extent
+        ).float() / extent.float()  # (patches, 2), weight of the upper neighbour
         embedding = torch.zeros((), device=coords.device)
         for row, row_weight in ((low[:, 0], 1 - far[:, 0]), (high[:, 0], far[:, 0])):
             for column, column_weight in ((low[:, 1], 1 - far[:, 1]), (high[:, 1], far[:, 1])):
@@ -62,6 +64,8 @@ class Rotary2D(nn.Module):
         Args:
             coords: (patches, 4) int64: row, column, rows, columns.
         """
-        angles = (coords[:, :2, None].float() * self.inv_freq()).flatten(1)  # (patches, head_dim / 2)
+        angles = (coords[:, :2, None].float() * self.inv_freq()).flatten(
+            1
+        )  # (patches, head_dim / 2)
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos(), angles.sin()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vlmkit.errors import listed
 
 if TYPE_CHECKING:
     from vlmkit.vision.siglip2 import SigLIP2ViT
@@ -147,7 +149,7 @@ def timm_to_encoder(weights: Mapping[str, Tensor], encoder: SigLIP2ViT) -> dict[
     }
     if any(problems.values()):
         raise ValueError(
-            "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items() if names)
+            "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
         )
     if dropped:
         counts = Counter(key.partition(".")[0] for key in dropped)
@@ -164,12 +166,6 @@ def _rule_for(key: str) -> tuple[str, Convert]:
         if match := pattern.fullmatch(key):
             return match.expand(name), convert
     return "", _unchanged
-
-
-def _listed(names: Iterable[str], limit: int = 12) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _unchanged(tensor: Tensor, encoder: SigLIP2ViT) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vlmkit.initialization import init_linear_and_norm_
+from vlmkit.initialization import init_parameters_
 
 
 class PatchMerger(nn.Module):
@@ -15,7 +15,11 @@ class PatchMerger(nn.Module):
     """
 
     def __init__(
-        self, vision_dim: int, hidden_dim: int, merge_size: int = 2, norm_after_grouping: bool = False
+        self,
+        vision_dim: int,
+        hidden_dim: int,
+        merge_size: int = 2,
+        norm_after_grouping: bool = False,
     ) -> None:
         super().__init__()
         self.vision_dim, self.hidden_dim, self.merge_size = vision_dim, hidden_dim, merge_size
@@ -28,7 +32,7 @@ class PatchMerger(nn.Module):
 
     def reset_parameters(self) -> None:
         """Fill the parameters with initial values."""
-        init_linear_and_norm_(self)
+        init_parameters_(self)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(patches, vision_dim), windows contiguous -> (visual_tokens, hidden_dim)."""

@@ -30,7 +30,10 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary, segments: Segments) -> Tensor:
         """(patches, dim) -> (patches, dim)."""
         query, key, value = rearrange(
-            self.qkv(x), "patches (three heads dim) -> three patches heads dim", three=3, heads=self.num_heads
+            self.qkv(x),
+            "patches (three heads dim) -> three patches heads dim",
+            three=3,
+            heads=self.num_heads,
         )
         # rotated in float32, as the encoder was trained
         query, key = (apply_rotary(part.float(), rotary).to(value.dtype) for part in (query, key))
@@ -139,5 +142,3 @@ class SigLIP2ViT(VisionEncoder):
             if i in tapped_blocks:
                 outputs[i] = x
         return VisionFeatures(last=x, levels=tuple(outputs[i] for i in tapped_blocks))
-
-
