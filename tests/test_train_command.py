@@ -26,6 +26,7 @@ SHORT = [
     "data.samples_per_step=8",
     "data.num_workers=0",
     "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1",
     *(
         f"data.validation.{name}.size=6"
         for name in (
