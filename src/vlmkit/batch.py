@@ -14,7 +14,7 @@ that a model never has to ask the device for a number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, Self
@@ -34,20 +34,19 @@ class Movable:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return a copy whose tensors, nested ones too, are on `device`."""
-        changed: dict[str, Any] = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor | Movable):
-                changed[field.name] = value.to(device, non_blocking=non_blocking)
-        return replace(self, **changed)  # type: ignore[type-var]
+        return self._changed(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """Return a copy whose tensors are in page-locked memory, for asynchronous copies to a GPU."""
-        changed: dict[str, Any] = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor | Movable):
-                changed[field.name] = value.pin_memory()
+        return self._changed(lambda value: value.pin_memory())
+
+    def _changed(self, change: Callable[[Any], Any]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        changed = {
+            name: change(value)
+            for name, value in values.items()
+            if isinstance(value, Tensor | Movable)
+        }
         return replace(self, **changed)  # type: ignore[type-var]
 
 
@@ -120,6 +119,12 @@ class VisionInputs(Movable):
             ),
             merge_size=merge_size,
         )
+
+    @classmethod
+    def blank(cls, patch_dim: int, merge_size: int) -> VisionInputs:
+        """The smallest picture there is, all zeros: one visual token."""
+        patches = torch.zeros(merge_size**2, patch_dim)
+        return cls.from_grids(patches, [(1, merge_size, merge_size)], merge_size)
 
     @property
     def num_visual_tokens(self) -> int:

@@ -91,11 +91,17 @@ def test_auto_chooses_and_says_so(caplog):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("causal", [True, False])
-def test_varlen_equals_sdpa(causal):
+@pytest.mark.parametrize("head_dim", [64, 72, 128])
+@pytest.mark.parametrize("key_lengths", [LENGTHS, (9, 4, 5, 8)])
+def test_varlen_equals_sdpa(causal, head_dim, key_lengths):
     torch.manual_seed(0)
-    query = torch.randn(18, 4, 64, device="cuda", dtype=torch.bfloat16)
-    key, value = torch.randn(2, 18, 2, 64, device="cuda", dtype=torch.bfloat16)
-    segments = Segments.from_lengths(LENGTHS).to("cuda")
-    fast = VarlenAttention()(query, key, value, segments=segments, causal=causal)
-    slow = SDPAAttention()(query, key, value, segments=segments, causal=causal)
+    query = torch.randn(sum(LENGTHS), 4, head_dim, device="cuda", dtype=torch.bfloat16)
+    shape = (2, sum(key_lengths), 2, head_dim)
+    key, value = torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+    boundaries = {
+        "segments": Segments.from_lengths(LENGTHS).to("cuda"),
+        "key_segments": Segments.from_lengths(key_lengths).to("cuda"),
+    }
+    fast = VarlenAttention()(query, key, value, **boundaries, causal=causal)
+    slow = SDPAAttention()(query, key, value, **boundaries, causal=causal)
     assert torch.allclose(fast, slow, atol=2e-2)

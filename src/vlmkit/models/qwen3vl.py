@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from vlmkit.batch import VisionInputs, VisualTokens, VLMBatch
@@ -53,29 +52,7 @@ class Qwen3VL(nn.Module):
                 values.
         """
         super().__init__()
-        for what, left, right in (
-            ("merger.vision_dim and vision.dim", merger.vision_dim, vision.dim),
-            ("merger.hidden_dim and decoder.hidden_dim", merger.hidden_dim, decoder.hidden_dim),
-            ("position.head_dim and decoder.head_dim", position.head_dim, decoder.head_dim),
-        ):
-            if left != right:
-                raise ValueError(f"{what} must be equal, got {left} and {right}")
-        for name, part in (("fusion", fusion), ("vision", vision)):
-            side = getattr(part, "merge_size", merger.merge_size)
-            if side != merger.merge_size:
-                raise ValueError(
-                    f"{name}.merge_size and merger.merge_size must be equal, got {side} and "
-                    f"{merger.merge_size}"
-                )
-        for what, chosen, available in (
-            ("taps encoder blocks", fusion.tapped_blocks, vision.depth),
-            ("feeds decoder layers", fusion.receiving_layers, decoder.num_layers),
-        ):
-            if any(not 0 <= layer < available for layer in chosen):
-                raise ValueError(
-                    f"fusion {type(fusion).__name__} {what} {list(chosen)}, "
-                    f"but there are only {available}, counted from 0"
-                )
+        check_parts(vision, merger, position, fusion, decoder)
         self.vision = vision
         self.merger = merger
         self.position = position
@@ -96,9 +73,8 @@ class Qwen3VL(nn.Module):
         """
         vision = batch.vision
         if vision is None:
-            side, device = self.merger.merge_size, batch.input_ids.device
-            blank = torch.zeros(side**2, self.vision.patch_dim)
-            vision = VisionInputs.from_grids(blank, [(1, side, side)], side).to(device)
+            vision = VisionInputs.blank(self.vision.patch_dim, self.merger.merge_size)
+            vision = vision.to(batch.input_ids.device)
         features = self.vision(vision, self.fusion.tapped_blocks)
         embeddings = self.merger(features.last)  # (visual_tokens, dim)
         levels = self.fusion.project(features.levels)
@@ -139,3 +115,36 @@ class Qwen3VL(nn.Module):
     def logits(self, batch: VLMBatch) -> Tensor:
         """(batch, seq, vocab), for inspection and parity; training applies the head in the loss."""
         return self.decoder.logits(self(batch).hidden)
+
+
+def check_parts(
+    vision: VisionEncoder, merger: PatchMerger, position: MRoPE, fusion: Fusion, decoder: Decoder
+) -> None:
+    """Make sure that the parts of a model fit together.
+
+    Raises:
+        ValueError: two widths differ, or a fusion taps or feeds a layer that does not exist; names both
+            values.
+    """
+    merge_size = merger.merge_size
+    for what, left, right in (
+        ("merger.vision_dim and vision.dim", merger.vision_dim, vision.dim),
+        ("merger.hidden_dim and decoder.hidden_dim", merger.hidden_dim, decoder.hidden_dim),
+        ("position.head_dim and decoder.head_dim", position.head_dim, decoder.head_dim),
+        *(
+            (f"{name}.merge_size and merger.merge_size", part.merge_size, merge_size)
+            for name, part in (("fusion", fusion), ("vision", vision))
+            if hasattr(part, "merge_size")
+        ),
+    ):
+        if left != right:
+            raise ValueError(f"{what} must be equal, got {left} and {right}")
+    for what, chosen, available in (
+        ("taps encoder blocks", fusion.tapped_blocks, vision.depth),
+        ("feeds decoder layers", fusion.receiving_layers, decoder.num_layers),
+    ):
+        if any(not 0 <= layer < available for layer in chosen):
+            raise ValueError(
+                f"fusion {type(fusion).__name__} {what} {list(chosen)}, "
+                f"but there are only {available}, counted from 0"
+            )
