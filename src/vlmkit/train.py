@@ -11,6 +11,7 @@ import vlmkit.threads  # isort: skip  # noqa: F401  (before torch)
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,8 @@ def main(config: DictConfig) -> float:
     Returns:
         Exact match on held-out questions at the end, for sweepers.
     """
+    # Lightning's own, about torch's next version; nothing that a user could do
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     folder = RunFolder(config.run_dir)
     if folder.config.is_file():
         raise ConfigError(f"run_dir={folder.path} holds a run already; name another folder")
@@ -75,9 +78,7 @@ def main(config: DictConfig) -> float:
         samples = answer_samples(model, data.processor, data.validation, per_source=3)
         sample_sheet(samples, folder.plots / "samples.png", columns=len(data.validation))
     print(f"plots, weights and metrics: {folder.path}")
-    print(
-        f'ask it: python -m vlmkit.generate run={folder.path} image=<file> prompt="What is this?"'
-    )
+    print(f'ask it: python -m vlmkit.generate run={folder.path} image=<file> prompt="..."')
     return after.get("exact_match", float("nan"))
 
 

@@ -50,7 +50,7 @@ class TrainingProgress(ProgressBar):
         if self._enabled and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("train"),
-                BarColumn(),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[numbers]}"),
                 TextColumn("left"),
