@@ -48,7 +48,7 @@ def test_sdpa_equals_brute_force(causal, heads, key_lengths):
         causal=causal,
     )
     expected = reference(query, key, value, LENGTHS, key_lengths, causal)
-    # measured 4e-7
+    # measured 7e-7 on values up to 2.7
     assert torch.allclose(out.double(), expected, atol=2e-6)
 
 

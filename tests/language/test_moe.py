@@ -34,8 +34,8 @@ def test_equals_a_loop_over_tokens_and_experts(hidden, width):
     """Also where widths are no multiple of what the kernel wants."""
     moe, x = layer(hidden, width), torch.randn(2, 9, hidden)
     out, _ = moe(x, None)
-    # measured 6e-6 on values up to 8
-    assert torch.allclose(out.flatten(0, 1).double(), by_hand(moe, x.flatten(0, 1)), atol=5e-5)
+    # measured 1.4e-6 on values up to 6.7
+    assert torch.allclose(out.flatten(0, 1).double(), by_hand(moe, x.flatten(0, 1)), atol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient_even_from_unused_experts():

@@ -49,7 +49,8 @@ def test_value_and_gradient_equal_the_plain_computation(power, chunk):
     ours = torch.autograd.grad(result.numerator, (hidden, weight))
     theirs = torch.autograd.grad(total, (hidden, weight))
     for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)  # measured 6e-8: softmax and weights are float32
+        # measured 7e-7 on gradients up to 3.7: softmax and weights are float32
+        assert torch.allclose(a, b, atol=5e-6)
 
 
 def test_shares_of_responses_follow_the_published_table():

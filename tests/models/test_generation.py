@@ -23,7 +23,7 @@ def test_prefill_in_chunks_equals_one_pass(model, make, chunk):
         full = model(batch).hidden[0, -1]
         cache = model.decoder.new_cache(1, 64)
         pieces = prefill(model, batch, cache, chunk)[0, -1]
-    # measured 2e-6, DeepStack on
+    # measured 1.8e-6 on values up to 2.9, DeepStack on
     assert torch.allclose(pieces, full, atol=1e-5)
     assert cache.lengths == [batch.input_ids.shape[1]]
 
@@ -45,7 +45,7 @@ def test_decoding_equals_the_full_forward(model, make):
         for i in range(length - tail, length):
             position = int(batch.position_ids[0, 0, i])
             step = decode_step(model, int(batch.input_ids[0, i]), position, cache)
-            # measured 2e-6
+            # measured 1.2e-6 on values up to 3.1
             assert torch.allclose(step[0, 0], full[i], atol=1e-5)
 
 

@@ -42,7 +42,7 @@ def test_interleaved_golden_values():
     expected = [0.283662, 0.709241, 0.872925, -0.754943, -0.890570, -0.988046, 0.383284, 0.271945]
     assert cos[0, 0, :8].tolist() == pytest.approx(expected, abs=1e-6)
     tail = [5.40e-6, 5.95e-6, 7.34e-6, 2.62e-6, 2.06e-6, 1.62e-6, 1.27e-6]
-    assert sin[0, 0, 57:64].tolist() == pytest.approx(tail, rel=2e-3)
+    assert sin[0, 0, 57:64].tolist() == pytest.approx(tail, rel=5e-3)  # printed with three digits
     assert torch.equal(cos[..., :64], cos[..., 64:])
 
 
@@ -60,8 +60,8 @@ def test_equal_ids_are_ordinary_rope(layout):
     cos, sin = MRoPE(16, 1e4, layout([4, 2, 2]))(positions.expand(3, 1, -1), torch.float32)
     frequency = torch.tensor([1e4 ** (-2 * i / 16) for i in range(8)], dtype=torch.float32)
     angle = (positions[:, None].float() * frequency).repeat(1, 2)
-    # float32 angles at position 2e5: measured 9e-3 for an angle of one unit in the last place
-    assert torch.allclose(cos[0], angle.cos(), atol=2e-2)
+    # float32 frequencies at position 2e5: measured 2.5e-4
+    assert torch.allclose(cos[0], angle.cos(), atol=2e-3)
     assert torch.allclose(sin[0, :3], angle[:3].sin(), atol=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_rotation_depends_on_the_difference_only():
         at = [rope(torch.tensor(ids).view(3, 1, 1), torch.float32) for ids in (q, k)]
         return float((apply_rotary(query, at[0]) * apply_rotary(key, at[1])).sum())
 
-    # measured 2e-6
+    # measured 1.2e-7
     assert score([5, 7, 9], [2, 3, 1]) == pytest.approx(score([15, 27, 39], [12, 23, 31]), abs=1e-5)
 
 
@@ -114,6 +114,6 @@ def test_yarn_equals_transformers(factor):
     )
     expected, attention_factor = init(config, device="cpu")
     rope = MRoPE(128, 5e6, interleaved([24, 20, 20]), YaRN(factor))
-    # measured: equal to the last bit but for 6e-8 relative
+    # measured 9e-13 on frequencies up to 1
     assert torch.allclose(rope.inv_freq(), expected, rtol=1e-6, atol=0)
     assert rope.attention_factor == pytest.approx(attention_factor)

@@ -86,7 +86,7 @@ def test_micro_batches_and_packing_do_not_change_the_step(loss):
             whole.model.named_parameters(), other.model.parameters(), strict=True
         ):
             worst = float((a - b).detach().abs().max())
-            assert worst < 1e-6, (name, key, worst)  # measured 6e-8 on gradients up to 0.1
+            assert worst < 1e-6, (name, key, worst)  # measured 1.3e-7 on gradients up to 0.24
         grads = [m.trainer.callback_metrics["train/grad_norm"] for m in (whole, other)]
         # measured 3e-7 relative
         assert float(grads[0]) == pytest.approx(float(grads[1]), rel=1e-5), name
@@ -102,7 +102,7 @@ def test_bfloat16_trains(precision, model):
     dtype = torch.bfloat16 if precision == "bf16_true" else torch.float32
     assert {parameter.dtype for parameter in half.model.parameters()} == {dtype}
     losses = [float(m.trainer.callback_metrics["train/loss"]) for m in (full, half)]
-    assert losses[0] == pytest.approx(losses[1], rel=5e-3)  # measured 6e-4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # measured 3.2e-3
 
 
 def test_kernels_get_one_dtype_under_autocast():

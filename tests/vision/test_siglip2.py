@@ -50,7 +50,7 @@ def test_position_table_equals_bilinear_interpolation(height, width):
     if height == 1:  # one row sits at the top of the table
         resized = F.interpolate(image[:, :, :1], (1, width), mode="bilinear", align_corners=True)
     expected = resized[0].permute(1, 2, 0).flatten(0, 1).float()
-    # measured 2e-7 on values up to 1.4
+    # measured 1.2e-7 on values up to 1.5
     assert torch.allclose(table(coords), expected, atol=2e-6)
 
 
@@ -99,7 +99,7 @@ def test_pictures_do_not_see_each_other(encoder):
         encoder(VisionInputs.from_grids(part, [grid], 2)).last
         for part, grid in zip(patches.split([24, 4, 24]), grids, strict=True)
     ]
-    # measured 5e-7
+    # measured 0
     assert torch.allclose(together.last, torch.cat(alone), atol=5e-6)
     (gradient,) = torch.autograd.grad(together.last[24:28].sum(), patches)
     assert gradient[24:28].abs().sum() > 0
