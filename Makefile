@@ -20,7 +20,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PYTHON=python3.12   interpreter for the virtual environment (default: python3)"
-	@echo "  EXTRAS=dev$(comma)video    extras of pyproject.toml that 'make setup' installs (default: none)"
+	@echo "  EXTRAS=dev$(comma)wandb    extras of pyproject.toml that 'make setup' installs (default: none)"
 	@echo "  ARGS=\"...\"          overrides for the quickstart, further options for pytest"
 	@echo "  MARKERS=slow        which tests 'make test' runs (default: not slow)"
 

@@ -21,7 +21,16 @@ from vlmkit.errors import ConfigError
 from vlmkit.fusion.base import Fusion
 
 MODEL_GROUPS = ("model", "vision", "language", "position", "rope_scaling", "fusion", "attention")
-BUILT_GROUPS = ("temporal", "loss", "processor", "data", "callbacks")
+BUILT_GROUPS = (
+    "temporal",
+    "template",
+    "loss",
+    "frame_reader",
+    "processor",
+    "planner",
+    "data",
+    "callbacks",
+)
 NEEDS = {  # what an option needs beside itself, as its error says
     "model=qwen3vl_tiny": [],
     "language=moe": ["+size.num_experts=8", "+size.num_active_experts=2", "+size.expert_dim=48"],

@@ -19,8 +19,9 @@ from vlmkit import convert
 from vlmkit.assets import asset_path
 from vlmkit.checkpoint.parity_cases import CASES, InputSpec, make_inputs
 from vlmkit.data.collate import collate
+from vlmkit.data.media import ImageFile, VideoFile
 from vlmkit.data.processor import Example
-from vlmkit.data.record import Conversation, ImageFile, ImagePart, Message, TextPart, VideoPart
+from vlmkit.data.record import Conversation, ImagePart, Message, TextPart, VideoPart
 from vlmkit.models.hf_batch import batch_from_hf
 from vlmkit.pretrained import load_pretrained, load_processor, save_pretrained
 from vlmkit.runs import load_run
@@ -126,7 +127,7 @@ def test_a_run_takes_its_processor_along(tmp_path: Path) -> None:
     picture = ask(ImagePart(ImageFile(tmp_path / "owl.png")))
     assert run.processor(picture).grids == ((1, 4, 4),)
     assert_equal(run.processor(picture), exported(picture))
-    clip = ask(VideoPart(asset_path("video", "big_buck_bunny.mp4")))
+    clip = ask(VideoPart(VideoFile(asset_path("video", "big_buck_bunny.mp4"))))
     assert run.processor(clip).grids[0][0] == 5  # ten frames at most
     assert_equal(run.processor(clip), exported(clip))
 
@@ -188,7 +189,11 @@ def test_a_layout_of_videos_that_no_reader_knows_is_refused(
     save_pretrained(load_run(run).model, tmp_path / "weights")  # the way out that the message names
 
 
-def test_labels_of_media_are_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = load_run(save_run(tmp_path / "run", "processor.template.add_vision_id=true"))
+@pytest.mark.parametrize("template", ["instruct", "thinking"])
+@pytest.mark.parametrize("labels", ["false", "true"])
+def test_a_run_takes_its_chat_template_along(template: str, labels: str, tmp_path: Path) -> None:
+    run = load_run(
+        save_run(tmp_path / "run", f"template={template}", f"template.add_vision_id={labels}")
+    )
     save_pretrained(run.model, tmp_path / "out", processor=run.processor)
-    assert "pass add_vision_id=True" in caplog.text
+    assert load_processor(tmp_path / "out").template == run.processor.template

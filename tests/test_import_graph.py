@@ -13,7 +13,7 @@ import vlmkit
 
 ROOT = Path(vlmkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-ENTRY_POINTS = {"train", "generate", "convert", "parity"}
+ENTRY_POINTS = {"train", "generate", "convert", "parity", "inspect", "stats"}
 NEVER = {  # folder -> what its files must not import
     "vision": (
         "language",
@@ -40,6 +40,7 @@ NEVER = {  # folder -> what its files must not import
     "temporal": ("vision", "language", "fusion", "position", "data", "models", "training"),
     "losses": ("vision", "data", "models", "training", "checkpoint", "fusion"),
     "data": ("vision", "language", "fusion", "models", "losses", "training", "checkpoint"),
+    "inspection": ("vision", "language", "fusion", "models", "losses", "training", "checkpoint"),
     "models": ("data", "losses", "training", "evaluation"),
     "checkpoint": ("training", "evaluation", "losses"),
 }

@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 import vlmkit
 from vlmkit.assets import asset_path
 from vlmkit.data.emoji import EmojiSet
-from vlmkit.data.record import Conversation, ImageFile, ImagePart, Message, TextPart
+from vlmkit.data.media import ImageFile
+from vlmkit.data.record import Conversation, ImagePart, Message, TextPart
 from vlmkit.errors import CheckpointError
 from vlmkit.evaluation.samples import answer
 
 SHORT = [
     "model=qwen3vl_tiny",
     "trainer.max_steps=4",
-    "data.samples_per_step=8",
+    "planner.samples_per_step=8",
     "data.num_workers=0",
     "trainer.val_check_interval=2",
     "trainer.log_every_n_steps=1",

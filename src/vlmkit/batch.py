@@ -41,12 +41,13 @@ class Movable:
         return self._changed(lambda value: value.pin_memory())
 
     def _changed(self, change: Callable[[Any], Any]) -> Self:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        changed = {
-            name: change(value)
-            for name, value in values.items()
-            if isinstance(value, Tensor | Movable)
-        }
+        changed: dict[str, Any] = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | Movable):
+                changed[field.name] = change(value)
+            elif isinstance(value, tuple) and value and isinstance(value[0], Movable):
+                changed[field.name] = tuple(change(item) for item in value)
         return replace(self, **changed)  # type: ignore[type-var]
 
 
@@ -199,6 +200,7 @@ class VLMBatch(Movable):
         None  # (batch, seq) int64: sample within the micro-batch, -1 on padding
     )
     num_samples: int = 0
+    source_ids: Tensor | None = None  # (samples,) int64, number of the source of each sample
     padding_mask: Tensor | None = None  # (batch, seq) bool, True on padding; None: there is none
     num_padding: int = 0  # tokens of the padding tails
 
@@ -224,3 +226,19 @@ class VLMBatch(Movable):
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
         return self.input_ids.numel() - self.num_padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch(Movable):
+    """All micro-batches of one step on this rank, and what became of its samples."""
+
+    step: int
+    micro_batches: tuple[VLMBatch, ...]  # one at least
+    tokens: dict[str, int]  # by source, of this rank, visual ones included
+    samples: dict[str, int]  # used, by source
+    skipped: tuple[Any, ...] = ()  # `vlmkit.data.samples.Skipped`, each reported by one rank
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of this rank that are not padding."""
+        return sum(micro.num_tokens for micro in self.micro_batches)

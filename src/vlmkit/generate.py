@@ -19,9 +19,9 @@ from tokenizers import Tokenizer
 from vlmkit.build import build, entry_point
 from vlmkit.data.collate import collate_prompt
 from vlmkit.data.processor import Processor
+from vlmkit.data.media import ImageFile, VideoFile
 from vlmkit.data.record import (
     Conversation,
-    ImageFile,
     ImagePart,
     Message,
     Part,
@@ -65,7 +65,7 @@ def conversation_of(config: DictConfig) -> Conversation:
         if not path.is_file():
             raise ConfigError(f"{path}: there is no such file")
     parts: list[Part] = [ImagePart(ImageFile(path)) for path in images]
-    parts += [VideoPart(path) for path in videos]
+    parts += [VideoPart(VideoFile(path)) for path in videos]
     messages = [Message(role="user", parts=(*parts, TextPart(str(config.prompt))))]
     if config.system is not None:
         messages.insert(0, Message(role="system", parts=(TextPart(str(config.system)),)))

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from tokenizers import Tokenizer
 
 from vlmkit.build import build, build_model, compose_config
-from vlmkit.checkpoint.chat_template import warn_unless_instruct
+from vlmkit.checkpoint.chat_template import template_overrides
 from vlmkit.checkpoint.files import CONFIG, DTYPES, read_json
 from vlmkit.checkpoint.load import load_weights
 from vlmkit.checkpoint.published import overrides_from_published
@@ -85,8 +85,8 @@ def save_pretrained(
             tokenizer is written if the model has its full vocabulary, and none otherwise.
         max_shard_gb: largest file of weights, in 10^9 bytes.
         overwrite: replace a checkpoint that is there.
-        processor: what the model was trained with, such as `load_run(...).processor`: its pixel budgets
-            and frame sampling are written. None writes the released ones.
+        processor: what the model was trained with, such as `load_run(...).processor`: its pixel budgets,
+            frame sampling and chat template are written. None writes the released ones, for Instruct.
 
     Raises:
         CheckpointError: the published layout cannot express the model or the processor, or the folder
@@ -98,8 +98,9 @@ def save_pretrained(
 def load_processor(source: str | Path, *overrides: str) -> Processor:
     """What turns conversations into examples for a published checkpoint.
 
-    Its own tokenizer, pixel budgets and frame sampling; turns are written as for the Instruct models,
-    with a warning where the checkpoint's chat template writes them in another way.
+    Its own tokenizer, pixel budgets and frame sampling; turns are written as for the Instruct or the
+    Thinking models, whichever its chat template does. Where that does neither: as for Instruct, with a
+    warning.
 
     Args:
         source: a folder, or the name of a repository on the Hugging Face hub.
@@ -110,10 +111,13 @@ def load_processor(source: str | Path, *overrides: str) -> Processor:
         ConfigError: an override does not fit.
     """
     folder = checkpoint_folder(source)
-    own = [*published_overrides(folder), *processor_overrides(folder)]
+    own = [
+        *published_overrides(folder),
+        *processor_overrides(folder),
+        *template_overrides(folder),
+    ]
     if not (folder / TOKENIZER).is_file():
         raise CheckpointError(f"{folder / TOKENIZER} is missing: the folder holds no tokenizer")
-    warn_unless_instruct(folder)
     node = compose_config(*own, *overrides).processor
     node.tokenizer = {"_target_": "vlmkit.data.tokenizer.load_tokenizer", "path": str(folder)}
     try:

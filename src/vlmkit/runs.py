@@ -38,10 +38,7 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
         CheckpointError: the folder is not a run, or its weights are damaged.
     """
     files = RunFolder(folder)
-    if not files.config.is_file():
-        raise CheckpointError(f"{files.path} is not a run folder: it has no {files.config.name}")
-    config = OmegaConf.load(files.config)
-    assert isinstance(config, DictConfig)
+    config = read_config(files)
     model = build_model(
         config=config, device="meta"
     )  # the weights come from the run, not from `init`
@@ -50,6 +47,19 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
     files.load_weights(model)
     processor = build_processor(config, files)
     return Run(folder=files, config=config, model=model.eval(), processor=processor)
+
+
+def read_config(files: RunFolder) -> DictConfig:
+    """The config of a run, finished or not.
+
+    Raises:
+        CheckpointError: the folder is not a run.
+    """
+    if not files.config.is_file():
+        raise CheckpointError(f"{files.path} is not a run folder: it has no {files.config.name}")
+    config = OmegaConf.load(files.config)
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def build_processor(config: DictConfig, files: RunFolder | None = None) -> Processor:

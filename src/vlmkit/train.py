@@ -57,7 +57,12 @@ def main(config: DictConfig) -> float:
     check_precision(trainer)
     model = model_that_fits(config, trainer)
     data: VLMDataModule = build(config.data)
-    module: VLMModule = build(config.module, model=model, validation_names=list(data.validation))
+    module: VLMModule = build(
+        config.module,
+        model=model,
+        validation_names=list(data.validation),
+        source_names=data.mixture.names,
+    )
     check_vocabulary(model, data)
     describe(model)
 
@@ -77,6 +82,8 @@ def main(config: DictConfig) -> float:
         report(folder, data, before, after, seconds)
         samples = answer_samples(model, data.processor, data.validation, per_source=3)
         sample_sheet(samples, folder.plots / "samples.png", columns=len(data.validation))
+    if data.skips.counts:
+        print(f"samples left out: {data.skips.summary()}; listed in {data.skips.file}")
     print(f"plots, weights and metrics: {folder.path}")
     print(f'ask it: python -m vlmkit.generate run={folder.path} image=<file> prompt="..."')
     return after.get("exact_match", float("nan"))

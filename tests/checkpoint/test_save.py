@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from vlmkit.build import build_model
 from vlmkit.data.collate import collate
-from vlmkit.data.record import Conversation, ImageFile, ImagePart, Message, TextPart
+from vlmkit.data.media import ImageFile
+from vlmkit.data.record import Conversation, ImagePart, Message, TextPart
 from vlmkit.data.tokenizer import build_qwen_tokenizer
 from vlmkit.errors import CheckpointError
 from vlmkit.models.hf_batch import batch_from_hf
@@ -282,7 +283,7 @@ def test_settings_that_vlmkit_cannot_follow_are_refused(
         load_processor(tmp_path / "out")
 
 
-THINKING = (
+NEARLY_THINKING = (  # it leaves newlines after the reasoning that it strips
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content.split('</think>')[-1] }}{% else %}"
     "{% for part in message.content %}"
@@ -295,12 +296,15 @@ THINKING = (
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (THINKING, r"looks like that of a Thinking checkpoint: it writes '<think>\n'"),
+        (
+            NEARLY_THINKING,
+            r"prompts end with <think> (template=thinking may be nearer): it writes '",
+        ),
         ("<|im_start|>system\nBe kind.<|im_end|>", "writes 'system"),
         ("{% nonsense %}", "cannot be rendered (TemplateSyntaxError"),
     ],
 )
-def test_another_chat_template_than_that_of_instruct_is_mentioned(
+def test_another_chat_template_than_the_released_ones_is_mentioned(
     template: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "out"

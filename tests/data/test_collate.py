@@ -16,7 +16,6 @@ from tests.samples import (
 )
 from vlmkit.batch import IGNORED_LABEL
 from vlmkit.data.collate import collate
-from vlmkit.data.packing import pack_rows
 from vlmkit.position.ids import mrope_position_ids
 
 MAKERS = [text_example, image_example, two_images_example, video_example]
@@ -89,15 +88,14 @@ def test_batches_move_between_devices():
     assert batch.input_ids.is_meta
 
 
-@settings(max_examples=40, deadline=None)
-@given(mixes)
-def test_packing_loses_nothing_and_fits(mix):
-    examples = [make(seed) for make, seed in mix]
-    rows = pack_rows(examples, row_tokens=40)
-    assert sorted(id(item) for row in rows for item in row) == sorted(map(id, examples))
-    assert all(sum(item.num_tokens for item in row) <= 40 for row in rows)
+def test_samples_are_numbered_by_source():
+    rows = [[text_example(0), image_example(1)], [text_example(2)]]
+    names = ["sample 2", "sample 0"]
+    batch = collate(rows, pad_id=PAD_ID, merge_size=2, sources=names)
+    assert batch.source_ids.tolist() == [1, -1, 0]
 
 
-def test_a_sample_longer_than_a_row_is_named():
-    with pytest.raises(ValueError, match=r"sample 4 has 9 tokens, a row holds 8: raise data.row_"):
-        pack_rows([text_example(4)], row_tokens=8)
+def test_a_row_without_samples_is_padding():
+    batch = collate([[]], pad_id=PAD_ID, merge_size=2)
+    assert (batch.num_samples, batch.num_tokens, batch.vision) == (0, 0, None)
+    assert (batch.input_ids == PAD_ID).all()

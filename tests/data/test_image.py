@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmkit.data.image import ImageTransform, patchify, smart_resize
-from vlmkit.data.record import ImageFile
+from vlmkit.data.media import ImageArray, ImageFile
 from vlmkit.errors import MediaError
 
 PUBLISHED = {"factor": 32, "min_pixels": 65_536, "max_pixels": 16_777_216}
@@ -24,6 +24,11 @@ def noise(height: int, width: int, seed: int = 0, mode: str = "RGB") -> Image.Im
     fine = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     coarse = Image.fromarray(fine[: height // 8 + 1, : width // 8 + 1]).resize((width, height))
     return Image.blend(Image.fromarray(fine), coarse, 0.5).convert(mode)
+
+
+def blank(height: int, width: int) -> ImageArray:
+    """A picture of any size that takes no memory."""
+    return ImageArray(np.broadcast_to(np.uint8(0), (height, width, 3)))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ def noise(height: int, width: int, seed: int = 0, mode: str = "RGB") -> Image.Im
 )
 def test_published_sizes(size: tuple[int, int], resized: tuple[int, int], num_tokens: int) -> None:
     assert smart_resize(*size, **PUBLISHED) == resized
-    time, rows, columns = ImageTransform().grid_of(*size)
+    time, rows, columns = ImageTransform().plan(blank(*size)).grid
     assert (time, rows * 16, columns * 16) == (1, *resized)
     assert rows * columns // 4 == num_tokens
 
@@ -173,7 +178,7 @@ def test_agrees_with_transformers(height: int, width: int, mode: str) -> None:
     patches, grid = transform(image)
     expected = reference(image, return_tensors="pt")
     assert [list(grid)] == expected["image_grid_thw"].tolist()
-    assert grid == transform.grid_of(height, width)
+    assert grid == transform.plan(blank(height, width)).grid
     assert patches.dtype == torch.float32
     assert torch.equal(patches, expected["pixel_values"])
 

@@ -7,21 +7,14 @@ from PIL import Image
 from vlmkit.assets import asset_path
 from vlmkit.build import build, compose_config
 from vlmkit.data.processor import Processor
-from vlmkit.data.record import (
-    Conversation,
-    ImageArray,
-    ImageFile,
-    ImagePart,
-    Message,
-    TextPart,
-    VideoPart,
-)
+from vlmkit.data.media import ImageArray, ImageFile, VideoFile
+from vlmkit.data.record import Conversation, ImagePart, Message, TextPart, VideoPart
 from vlmkit.data.template import InstructTemplate, TextPiece
 from vlmkit.errors import MediaError
 from vlmkit.sequence import TextSpan, VisionSpan
 
 PICTURE = ImagePart(ImageArray(np.full((64, 96, 3), 200, dtype=np.uint8)))
-CLIP = VideoPart(asset_path("video", "big_buck_bunny.mp4"))
+CLIP = VideoPart(VideoFile(asset_path("video", "big_buck_bunny.mp4")))
 
 
 @pytest.fixture(scope="module")

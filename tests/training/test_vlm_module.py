@@ -15,6 +15,7 @@ from tests.samples import (
     video_example,
 )
 from vlmkit.attention.sdpa import SDPAAttention
+from vlmkit.batch import StepBatch
 from vlmkit.build import build, build_model, compose_config
 from vlmkit.data.collate import collate
 from vlmkit.errors import ConfigError
@@ -69,7 +70,8 @@ def step(loss: str, cut: list[list[int]], *overrides: str, rows: int = 1) -> VLM
     )
     if isinstance(trainer.precision_plugin, BFloat16Precision):
         model.to(torch.bfloat16)
-    trainer.fit(module, DataLoader([batches], batch_size=None, collate_fn=lambda x: x))
+    whole = StepBatch(step=0, micro_batches=tuple(batches), tokens={}, samples={})
+    trainer.fit(module, DataLoader([whole], batch_size=None, collate_fn=lambda x: x))
     return module
 
 

@@ -16,7 +16,6 @@ from vlmkit.checkpoint.files import read_json
 from vlmkit.checkpoint.section import Section
 from vlmkit.data.image import ImageTransform
 from vlmkit.data.processor import Processor
-from vlmkit.data.template import InstructTemplate
 from vlmkit.data.video import VideoTransform
 from vlmkit.errors import CheckpointError
 from vlmkit.temporal.base import TemporalEncoding
@@ -78,14 +77,6 @@ def processor_configs(processor: Processor) -> dict[str, Config]:
         raise CheckpointError(
             "the published processors know only ImageTransform and VideoTransform, this one has "
             f"{type(processor.image).__name__} and {type(processor.video).__name__}"
-        )
-    template = processor.template
-    if type(template) is not InstructTemplate or template.add_vision_id:
-        log.warning(
-            "readers write turns by the chat template of the Instruct models, this processor by its %s",
-            "Picture and Video labels (pass add_vision_id=True to them)"
-            if type(template) is InstructTemplate
-            else f"own {type(template).__name__}",
         )
     sampling = {name: getattr(processor.video, name) for name in SAMPLING}
     return {

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from vlmkit.assets import asset_path
 from vlmkit.checkpoint.atomic import atomic_folder
+from vlmkit.checkpoint.chat_template import published_template
 from vlmkit.checkpoint.files import CONFIG, INDEX, WEIGHTS
 from vlmkit.checkpoint.key_map import TensorEntry, published_entries
 from vlmkit.checkpoint.published_config import published_config
@@ -31,6 +31,7 @@ from vlmkit.checkpoint.side_files import (
     tokenizer_config,
 )
 from vlmkit.data.processor import Processor
+from vlmkit.data.template import ChatTemplate, InstructTemplate
 from vlmkit.errors import CheckpointError
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.sequence import SpecialTokens
@@ -58,7 +59,8 @@ def save_checkpoint(
         overwrite: whether a checkpoint that is there already may be replaced.
         companions: a checkpoint folder whose tokenizer, chat template, processor and generation settings
             are carried over as they are, where it has them.
-        processor: what the model was trained with; its settings are written. None writes the released ones.
+        processor: what the model was trained with; its settings and its chat template are written. None
+            writes the released settings and the template of the Instruct models.
 
     Raises:
         CheckpointError: the published layout cannot say what the model or the processor does, the folder
@@ -83,7 +85,8 @@ def save_checkpoint(
             for name, content in settings.items():
                 if name not in carried:
                     _write_json(partial / name, content)
-            _write_tokenizer(model.special_tokens, partial, tokenizer, companions)
+            template = InstructTemplate() if processor is None else processor.template
+            _write_tokenizer(model.special_tokens, partial, tokenizer, template, companions)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
 
@@ -138,7 +141,11 @@ def _settings(
 
 
 def _write_tokenizer(
-    special: SpecialTokens, folder: Path, tokenizer: Tokenizer | None, companions: Path | None
+    special: SpecialTokens,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    template: ChatTemplate,
+    companions: Path | None,
 ) -> None:
     if tokenizer is None and companions is not None and (companions / TOKENIZER_FILES[0]).is_file():
         _carry_over(companions, folder, TOKENIZER_FILES)
@@ -154,9 +161,9 @@ def _write_tokenizer(
         tokenizer.model.save(str(folder))  # vocab.json and merges.txt
         _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer))
     if not _carry_over(companions, folder, CHAT_TEMPLATE_FILES):
-        template = asset_path("chat_template.jinja").read_text(encoding="utf-8")
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-        _write_json(folder / "chat_template.json", {"chat_template": template})
+        jinja = published_template(template)
+        (folder / "chat_template.jinja").write_text(jinja, encoding="utf-8")
+        _write_json(folder / "chat_template.json", {"chat_template": jinja})
 
 
 def _carry_over(source: Path | None, folder: Path, names: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ def collate(
     pad_id: int,
     merge_size: int,
     row_tokens: int | None = None,
+    sources: Sequence[str] = (),
 ) -> VLMBatch:
     """Build a micro-batch.
 
@@ -31,12 +32,13 @@ def collate(
         pad_id: fills the tail of a row.
         merge_size: side of the window of patches that becomes one visual token.
         row_tokens: length of all rows; None takes the longest row's.
+        sources: names of all sources, to number those of the samples; samples of others get -1.
 
     Raises:
         ValueError: a row is longer than `row_tokens`; vision spans and grids disagree.
     """
     lengths = [sum(example.num_tokens for example in row) for row in rows]
-    width = max(lengths) if row_tokens is None else row_tokens
+    width = max(*lengths, 1) if row_tokens is None else row_tokens
     if max(lengths) > width:
         raise ValueError(f"a row of {max(lengths)} tokens does not fit row_tokens {width}")
 
@@ -64,6 +66,7 @@ def collate(
         segment_lengths.append(width - start)
 
     examples = [example for row in rows for example in row]
+    numbers = {name: number for number, name in enumerate(sources)}
     grids = [grid for example in examples for grid in example.grids]
     vision = None
     if grids:
@@ -79,6 +82,9 @@ def collate(
         scored_index=(labels != IGNORED_LABEL).flatten().nonzero().squeeze(1),
         sample_ids=sample_ids,
         num_samples=num_samples,
+        source_ids=torch.tensor(
+            [numbers.get(example.source, -1) for example in examples], dtype=torch.int64
+        ),
         padding_mask=sample_ids < 0 if min(lengths) < width else None,
         num_padding=len(rows) * width - sum(lengths),
     )

@@ -2,98 +2,214 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vlmkit.batch import VLMBatch
+from vlmkit.batch import StepBatch
 from vlmkit.data.collate import collate
-from vlmkit.data.mixture import Mixture, Source
-from vlmkit.data.packing import pack_rows
-from vlmkit.data.processor import Example, Processor
+from vlmkit.data.mixture import Mixture, Source, Weighted, digest
+from vlmkit.data.packing import deal, pack_all
+from vlmkit.data.processor import Example, Plan, Processor
+from vlmkit.data.samples import Samples, Skipped
+from vlmkit.data.size_table import is_measurable
+from vlmkit.data.skips import SkipLog
+from vlmkit.data.steps import FixedRows, State, StepPlanner, StepRows, Ticket
+from vlmkit.data.work import Limits, Sizes, TransformerWork
+from vlmkit.errors import CheckpointError, listed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How examples become micro-batches.
+    """The shape of micro-batches.
 
-    `row_tokens` is the capacity of a row. With `fixed_length` all rows are padded to it, so that
-    compiled code sees one shape; without, to the longest row of the micro-batch.
+    Attributes:
+        row_tokens: capacity of a row.
+        row_patches: patches of a row at most; None: whatever comes with the tokens.
+        rows_per_micro_batch: rows that the model sees at a time.
+        fixed_length: pad all rows to their capacity, so that compiled code sees one shape; otherwise to
+            the longest row of the micro-batch.
     """
 
     row_tokens: int
+    row_patches: int | None = None
     rows_per_micro_batch: int = 1
     fixed_length: bool = False
 
-    def collate(self, examples: list[Example], processor: Processor) -> list[VLMBatch]:
-        """Pack examples into rows, and rows into micro-batches."""
-        rows = pack_rows(examples, self.row_tokens)
-        return [
-            collate(
-                rows[i : i + self.rows_per_micro_batch],
-                pad_id=processor.special_tokens.pad_id,
-                merge_size=processor.image.merge_size,
-                row_tokens=self.row_tokens if self.fixed_length else None,
-            )
-            for i in range(0, len(rows), self.rows_per_micro_batch)
-        ]
+    @property
+    def limits(self) -> Limits:
+        """What a row holds."""
+        return Limits(self.row_tokens, self.row_patches)
+
+    def step_batch(
+        self,
+        step: int,
+        rows: Sequence[Sequence[Example]],
+        skipped: Sequence[Skipped],
+        processor: Processor,
+        sources: Sequence[str],
+    ) -> StepBatch:
+        """Collate rows into micro-batches."""
+        filled = [row for row in rows if row] or [[]]  # without any sample, a row of padding
+        examples = [example for row in filled for example in row]
+        tokens: Counter[str] = Counter()
+        for example in examples:
+            tokens[example.source] += example.num_tokens
+        return StepBatch(
+            step=step,
+            micro_batches=tuple(
+                collate(
+                    filled[i : i + self.rows_per_micro_batch],
+                    pad_id=processor.special_tokens.pad_id,
+                    merge_size=processor.image.merge_size,
+                    row_tokens=self.row_tokens if self.fixed_length else None,
+                    sources=sources,
+                )
+                for i in range(0, len(filled), self.rows_per_micro_batch)
+            ),
+            tokens=dict(tokens),
+            samples=dict(Counter(example.source for example in examples)),
+            skipped=tuple(skipped),
+        )
 
 
-class TrainingSteps(Dataset[list[VLMBatch]]):
-    """Item k is the k-th optimiser step; a pure function of the mixture's seed and k."""
+class TrainingSteps(Dataset[StepBatch]):
+    """Turns tickets into steps: rows of this rank, decoded and collated."""
 
     def __init__(
         self,
-        mixture: Mixture,
-        processor: Processor,
+        samples: Samples,
+        planner: StepPlanner,
         rows: Rows,
-        num_steps: int,
-        samples_per_step: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if samples_per_step % world_size:
-            raise ValueError(
-                f"data.samples_per_step {samples_per_step} does not divide by {world_size} processes"
-            )
-        self.mixture, self.processor, self.rows = mixture, processor, rows
-        self.num_steps, self.samples_per_step = num_steps, samples_per_step
+        self.samples, self.planner, self.rows = samples, planner, rows
         self.rank, self.world_size = rank, world_size
 
+    def __getitem__(self, ticket: Ticket) -> StepBatch:
+        planned, rows, failed = self.load(ticket)
+        # what headers tell is known to all ranks alike; each reports its share of it
+        mine = [item for item in planned.skipped if item.index % self.world_size == self.rank]
+        names = self.samples.mixture.names
+        return self.rows.step_batch(
+            ticket.step, rows, [*mine, *failed], self.samples.processor, names
+        )
+
+    def load(self, ticket: Ticket) -> tuple[StepRows, list[list[Example]], list[Skipped]]:
+        """Rows of this rank with their samples decoded, and the samples that could not be."""
+        planned = self.planner.rows(self.samples, ticket)
+        failed: list[Skipped] = []
+        rows: list[list[Example]] = []
+        for number in deal(planned.costs, self.world_size)[self.rank]:
+            row: list[Example] = []
+            for index in planned.rows[number]:
+                plan = planned.plans.pop(index, None) or self.samples.plan(index)
+                if isinstance(plan, Plan) and not self._has_room(row, plan):
+                    plan = self.samples.outgrown(plan, index)
+                loaded = self.samples.load(plan, index) if isinstance(plan, Plan) else plan
+                if isinstance(loaded, Skipped):
+                    failed.append(loaded)
+                else:
+                    row.append(loaded)
+            rows.append(row)
+        return planned, rows, failed
+
+    def _has_room(self, row: list[Example], plan: Plan) -> bool:
+        """Always, unless a file is no longer what it was when its size was measured."""
+        plans = [plan, *(example.plan for example in row if example.plan is not None)]
+        limits = self.samples.limits
+        return sum(each.num_tokens for each in plans) <= limits.tokens and (
+            limits.patches is None or sum(each.num_patches for each in plans) <= limits.patches
+        )
+
+
+class TicketSampler(Sampler[Ticket]):
+    """Hands out tickets from where the order stands, and remembers where each one leaves it."""
+
+    def __init__(
+        self, samples: Samples, planner: StepPlanner, state: State, num_steps: int
+    ) -> None:
+        self.samples, self.planner, self.state, self.num_steps = samples, planner, state, num_steps
+        self._after: dict[int, State] = {}
+
     def __len__(self) -> int:
-        return self.num_steps
+        return self.num_steps  # of the whole run, also when it was resumed
 
-    def __getitem__(self, step: int) -> list[VLMBatch]:
-        if not 0 <= step < self.num_steps:
-            raise IndexError(step)
-        first = step * self.samples_per_step
-        mine = range(first + self.rank, first + self.samples_per_step, self.world_size)
-        examples = [self.processor(self.mixture[index]) for index in mine]
-        return self.rows.collate(examples, self.processor)
+    def __iter__(self) -> Iterator[Ticket]:
+        self._after = {self.state["step"]: self.state}
+        for ticket in self.planner.tickets(self.samples, self.state):
+            if ticket.step >= self.num_steps:
+                return
+            self._after[ticket.step + 1] = ticket.after
+            yield ticket
+
+    def state_before(self, step: int) -> State:
+        """Where the order stands when `step` is the next to be trained."""
+        for done in [known for known in self._after if known < step]:
+            del self._after[done]
+        return self._after.get(step, self.state)
 
 
-class ValidationSet(Dataset[list[VLMBatch]]):
+class ValidationSet(Dataset[StepBatch]):
     """A source cut into items of `samples` examples, each packed like a training step."""
 
-    def __init__(self, source: Source, processor: Processor, rows: Rows, samples: int) -> None:
-        self.source, self.processor, self.rows, self.samples = source, processor, rows, samples
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        processor: Processor,
+        rows: Rows,
+        work: TransformerWork,
+        samples: int,
+    ) -> None:
+        mixture = Mixture({name: Weighted(source=source)})
+        self.name, self.source, self.rows, self.work = name, source, rows, work
+        self.samples = Samples(mixture, processor, rows.limits)
+        self.samples_per_item = samples
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.samples)
+        return -(-len(self.source) // self.samples_per_item)
 
-    def __getitem__(self, item: int) -> list[VLMBatch]:
+    def __getitem__(self, item: int) -> StepBatch:
         if not 0 <= item < len(self):
             raise IndexError(item)
-        stop = min((item + 1) * self.samples, len(self.source))
-        examples = [self.processor(self.source[i]) for i in range(item * self.samples, stop)]
-        return self.rows.collate(examples, self.processor)
+        first = item * self.samples_per_item
+        part = self.samples.mixture.parts[self.name]
+        examples: list[Example] = []
+        skipped: list[Skipped] = []
+        for index in range(first, min(first + self.samples_per_item, len(self.source))):
+            plan = self.samples.plan_of(self.name, part, index, index)
+            loaded = self.samples.load(plan, index) if isinstance(plan, Plan) else plan
+            if isinstance(loaded, Skipped):
+                skipped.append(loaded)
+            else:
+                examples.append(loaded)
+        plans = [example.plan for example in examples if example.plan is not None]
+        rows = pack_all(Sizes.of(plans), self.rows.limits, self.work)
+        return self.rows.step_batch(
+            item,
+            [[examples[i] for i in row] for row in rows],
+            skipped,
+            self.samples.processor,
+            [self.name],
+        )
 
 
 class VLMDataModule(L.LightningDataModule):
-    """Loaders for training steps and for each validation source."""
+    """Loaders for training steps and for each validation source.
+
+    Its state says which sample comes next, and which wait in the packing buffer; nothing is read or
+    decoded to go on from it.
+    """
 
     def __init__(
         self,
@@ -101,10 +217,13 @@ class VLMDataModule(L.LightningDataModule):
         validation: dict[str, Source],
         processor: Processor,
         rows: Rows,
+        planner: StepPlanner,
+        work: TransformerWork,
         num_steps: int,
-        samples_per_step: int,
+        skips: SkipLog | None = None,
         validation_samples: int = 64,
         num_workers: int = 0,
+        prefetch_steps: int = 4,
     ) -> None:
         """Keep the parts.
 
@@ -112,46 +231,126 @@ class VLMDataModule(L.LightningDataModule):
             mixture: training samples.
             validation: held-out sources by name; each is scored on its own.
             processor: record -> example, the same for training and validation.
-            rows: how examples become micro-batches.
+            rows: the shape of micro-batches.
+            planner: which samples make up a step.
+            work: of a sample, to keep rows and ranks even.
             num_steps: optimiser steps of the run.
-            samples_per_step: samples of a step over all ranks.
+            skips: counts samples that cannot be used, and sets how many may be.
             validation_samples: samples of a validation item.
             num_workers: processes that prepare steps ahead; 0 prepares them in the training process.
+            prefetch_steps: steps that each worker prepares ahead.
         """
         super().__init__()
         self.mixture, self.validation = mixture, validation
-        self.processor, self.rows = processor, rows
-        self.num_steps, self.samples_per_step = num_steps, samples_per_step
-        self.validation_samples, self.num_workers = validation_samples, num_workers
+        self.processor, self.rows, self.planner, self.work = processor, rows, planner, work
+        self.num_steps, self.num_workers = num_steps, num_workers
+        self.prefetch_steps, self.validation_samples = prefetch_steps, validation_samples
+        self.skips = skips or SkipLog()
+        self.samples = Samples(mixture, processor, rows.limits)
+        self._state = planner.start()
+        self._sampler: TicketSampler | None = None
+
+    def training_steps(self, rank: int = 0, world_size: int = 1) -> TrainingSteps:
+        """What turns tickets into steps, for one rank."""
+        return TrainingSteps(self.samples, self.planner, self.rows, rank, world_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step, in order."""
         trainer = self.trainer
-        steps = TrainingSteps(
-            self.mixture,
-            self.processor,
-            self.rows,
-            self.num_steps,
-            self.samples_per_step,
+        steps = self.training_steps(
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        return self._loader(steps)
+        if isinstance(self.planner, FixedRows) and steps.rank == 0:
+            self._suggest_measuring()
+        self._sampler = TicketSampler(self.samples, self.planner, self._state, self.num_steps)
+        return self._loader(steps, sampler=self._sampler)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per validation source, in the order of `validation`."""
         return [
-            self._loader(ValidationSet(source, self.processor, self.rows, self.validation_samples))
-            for source in self.validation.values()
+            self._loader(
+                ValidationSet(
+                    name, source, self.processor, self.rows, self.work, self.validation_samples
+                )
+            )
+            for name, source in self.validation.items()
         ]
 
-    def _loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+    def on_before_batch_transfer(self, batch: StepBatch, dataloader_idx: int) -> StepBatch:
+        """Count what was left out, before the step is trained.
+
+        Raises:
+            TooManySkippedError: a cap is exceeded.
+        """
+        self.skips.add(batch.samples, batch.skipped)
+        return batch
+
+    def state_dict_before(self, step: int) -> dict[str, Any]:
+        """Where the data stand when `step` is the next to be trained."""
+        state = self._state if self._sampler is None else self._sampler.state_before(step)
+        return {
+            "order": state,
+            "skips": self.skips.state_dict(),
+            "fingerprint": self.fingerprint,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `state_dict_before`, for the step that the trainer takes next."""
+        return self.state_dict_before(self.trainer.global_step if self.trainer else 0)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            CheckpointError: it belongs to other data, another processor or another packing.
+        """
+        theirs, ours = state["fingerprint"], self.fingerprint
+        if digest(theirs) != digest(ours):
+            raise CheckpointError(
+                "the data are not those of the checkpoint, so the order would be another one: "
+                + "; ".join(_differences(theirs, ours))
+            )
+        self._state = state["order"]
+        self.skips.load_state_dict(state["skips"])
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order of samples and their division into steps depend on."""
+        settings = {k: v for k, v in vars(self.planner).items() if isinstance(v, int | float)}
+        return {
+            **self.samples.fingerprint,
+            "planner": {"class": type(self.planner).__name__, **settings},
+        }
+
+    def _suggest_measuring(self) -> None:
+        parts = self.mixture.parts.items()
+        names = [name for name, part in parts if part.sizes is None and is_measurable(part.source)]
+        if names:
+            logger.info(
+                "rows are filled in the main process, which looks at the headers of all samples of %s: "
+                "python -m vlmkit.stats write_sizes=true with the same options measures them once, and "
+                "data.mixture.sizes=<folder> makes filling rows free",
+                listed(names),
+            )
+
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=None,
-            shuffle=False,
+            shuffle=None if options else False,
             num_workers=self.num_workers,
             persistent_workers=False,
-            prefetch_factor=4 if self.num_workers else None,
+            prefetch_factor=self.prefetch_steps if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
+            **options,
         )
+
+
+def _differences(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
+    """Where two nested dictionaries differ, one line each."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted({*theirs, *ours}):
+            yield from _differences(theirs.get(key), ours.get(key), f"{path}.{key}".strip("."))
+    elif str(theirs) != str(ours):
+        yield f"{path} was {theirs}, now it is {ours}"

@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from vlmkit.batch import Grid
-from vlmkit.errors import MediaError
+from vlmkit.data.media import ImageRef
+from vlmkit.errors import MediaError, Reason
 
 MAX_ASPECT_RATIO = 200
 """Longer side over shorter side beyond which a picture is refused."""
@@ -62,7 +63,9 @@ def fit_to_budget(
     kept; `num_frames` sets the scale where it is not.
     """
     if min(height, width) < 1:
-        raise MediaError(f"a picture of {height}x{width} (height x width) has no pixels")
+        raise MediaError(
+            f"a picture of {height}x{width} (height x width) has no pixels", Reason.BAD_SHAPE
+        )
     if not 0 < min_pixels <= max_pixels:
         raise ValueError(
             f"min_pixels is {min_pixels} and max_pixels is {max_pixels}; "
@@ -72,7 +75,8 @@ def fit_to_budget(
     if aspect_ratio > MAX_ASPECT_RATIO:
         raise MediaError(
             f"a picture of {height}x{width} (height x width) has an aspect ratio of "
-            f"{aspect_ratio:.0f}, above {MAX_ASPECT_RATIO}; crop it, or leave it out"
+            f"{aspect_ratio:.0f}, above {MAX_ASPECT_RATIO}; crop it, or leave it out",
+            Reason.BAD_SHAPE,
         )
 
     new_height = round(height / factor) * factor
@@ -176,14 +180,27 @@ class ImageTransform:
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
 
-    def grid_of(self, height: int, width: int) -> Grid:
-        """Grid of a picture of this size, without its pixels.
+    def plan(self, image: ImageRef, share: float = 1.0) -> PlannedImage:
+        """Decide how large a picture becomes, from its header alone.
+
+        Args:
+            image: what to open.
+            share: of the largest area.
 
         Raises:
-            MediaError: see `smart_resize`.
+            MediaError: it cannot be opened, or see `smart_resize`; names the source.
         """
-        new_height, new_width = self._resized(height, width)
-        return 1, new_height // self.patch_size, new_width // self.patch_size
+        source_size = image.size()
+        try:
+            height, width = self._resized(*source_size, share)
+        except MediaError as error:
+            raise MediaError(f"image {image.name}: {error}", error.code) from error
+        return PlannedImage(
+            image=image,
+            transform=self,
+            source_size=source_size,
+            grid=(1, height // self.patch_size, width // self.patch_size),
+        )
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Grid]:
         """Resize, normalise and cut up one picture; modes other than RGB are converted.
@@ -194,23 +211,57 @@ class ImageTransform:
         Raises:
             MediaError: see `smart_resize`.
         """
+        height, width = self._resized(image.height, image.width, 1.0)
+        grid = (1, height // self.patch_size, width // self.patch_size)
+        return self.patches(image, grid), grid
+
+    def patches(self, image: Image.Image, grid: Grid) -> Tensor:
+        """A picture at the size of a grid, (patches, patch_dim) float32."""
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         pixels = torch.from_numpy(np.array(rgb))
         frame = rearrange(pixels, "height width channel -> 1 channel height width")
         patches = patchify(
-            resize(frame, *self._resized(image.height, image.width)),
+            resize(frame, grid[1] * self.patch_size, grid[2] * self.patch_size),
             patch_size=self.patch_size,
             temporal_patch_size=self.temporal_patch_size,
             merge_size=self.merge_size,
         )
-        patches = normalize(patches, self.mean, self.std)
-        return patches, self.grid_of(image.height, image.width)
+        return normalize(patches, self.mean, self.std)
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def _resized(self, height: int, width: int, share: float) -> tuple[int, int]:
         return smart_resize(
             height,
             width,
             factor=self.patch_size * self.merge_size,
             min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
+            max_pixels=max(self.min_pixels, int(self.max_pixels * share)),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedImage:
+    """A picture of which is known how large it becomes, before it is decoded."""
+
+    image: ImageRef
+    transform: ImageTransform
+    source_size: tuple[int, int]  # height, width
+    grid: Grid
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.image.name
+
+    def patches(self) -> Tensor:
+        """Decode, resize, normalise and cut up; (patches, patch_dim) float32.
+
+        Raises:
+            MediaError: it cannot be decoded, or is not as large as its header says.
+        """
+        opened = self.image.open()
+        if (opened.height, opened.width) != self.source_size:
+            raise MediaError(
+                f"image {self.name}: its header says {self.source_size} (height, width), it is "
+                f"{(opened.height, opened.width)}"
+            )
+        return self.transform.patches(opened, self.grid)

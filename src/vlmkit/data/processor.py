@@ -1,24 +1,98 @@
-"""Record -> example: everything about a sample that the model will see, still one sample."""
+"""Record -> example: everything about a sample that the model will see, still one sample.
+
+In two steps. A *plan* knows all tokens, grids and times from headers alone; only then are pixels
+decoded. What planning counts is by construction what decoding yields.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
+from itertools import groupby, pairwise
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from vlmkit.batch import Grid
-from vlmkit.data.image import ImageTransform
+from vlmkit.data.image import ImageTransform, PlannedImage
 from vlmkit.data.record import Conversation, ImagePart
 from vlmkit.data.template import ChatTemplate, TextPiece
 from vlmkit.data.tokenizer import special_tokens_of
-from vlmkit.data.video import VideoTransform
+from vlmkit.data.video import PlannedVideo, VideoTransform
 from vlmkit.sequence import Span, TextSpan, VisionSpan
 from vlmkit.temporal.base import VISION_END, VISION_START, Clip, TemporalEncoding
+
+
+class PlannedMedia(Protocol):
+    """A picture or video before it is decoded."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def grid(self) -> Grid:
+        """Temporal patches, rows and columns, in patches."""
+        ...
+
+    def patches(self) -> Tensor:
+        """Decode; (patches, patch_dim) float32, as many as the grid says.
+
+        Raises:
+            MediaError: it cannot be decoded.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sample laid out, its media not yet decoded."""
+
+    conversation: Conversation
+    spans: tuple[Span, ...]
+    media: tuple[PlannedMedia, ...]  # in the order of their visual spans
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the sample, visual ones included."""
+        return sum(span.num_tokens for span in self.spans)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of all media."""
+        return sum(time * rows * columns for time, rows, columns in self.grids)
+
+    @property
+    def num_scored(self) -> int:
+        """Text tokens that the loss counts."""
+        return sum(
+            span.num_tokens for span in self.spans if isinstance(span, TextSpan) and span.scored
+        )
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """Of all media, in order."""
+        return tuple(item.grid for item in self.media)
+
+    def load(self) -> Example:
+        """Decode the media.
+
+        Raises:
+            MediaError: one cannot be decoded; names it.
+        """
+        patches = [item.patches() for item in self.media]
+        return Example(
+            spans=self.spans,
+            patches=torch.cat(patches) if patches else torch.zeros(0, 0),
+            grids=self.grids,
+            source=self.conversation.source,
+            meta=self.conversation.meta,
+            plan=self,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +104,7 @@ class Example:
     grids: tuple[Grid, ...]
     source: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    plan: Plan | None = None  # where it came from, for whoever wants to look
 
     @property
     def num_tokens(self) -> int:
@@ -65,76 +140,89 @@ class Processor:
         self.special_tokens = special_tokens_of(tokenizer)
 
     def __call__(self, conversation: Conversation, for_generation: bool = False) -> Example:
-        """Process one sample.
+        """Process one sample; see `plan` and `Plan.load`."""
+        return self.plan(conversation, for_generation).load()
+
+    def plan(
+        self, conversation: Conversation, for_generation: bool = False, media_share: float = 1.0
+    ) -> Plan:
+        """Lay a sample out from the headers of its media.
 
         Args:
             conversation: the sample.
             for_generation: end with the opening of an assistant turn, as a prompt does.
+            media_share: of the pixel budgets of pictures and videos, to make a sample shorter.
 
         Raises:
             MediaError: a picture or video cannot be read; names the source.
+            RecordError: the template cannot write such a conversation.
         """
         layout: list[TextPiece | VisionSpan] = []
-        patches: list[Tensor] = []
-        grids: list[Grid] = []
+        media: list[PlannedMedia] = []
         for piece in self.template.render(conversation, for_generation):
             if isinstance(piece, TextPiece):
                 layout.append(piece)
                 continue
+            run: list[str | VisionSpan]
             if isinstance(piece, ImagePart):
-                pixels, grid = self.image(piece.image.open())
-                run = self._image_run(grid)
+                picture = self.image.plan(piece.image, media_share)
+                media.append(picture)
+                run = self._image_run(picture)
             else:
-                clip = self.video(piece.path, piece.start_s, piece.end_s)
-                pixels, grid = clip.patches, clip.grid
-                run = self._video_run(grid, clip.times_s, conversation.key)
+                clip = self.video.plan(piece.video, piece.start_s, piece.end_s, media_share)
+                media.append(clip)
+                run = self._video_run(clip, conversation.key)
             layout += [TextPiece(part) if isinstance(part, str) else part for part in run]
-            patches.append(pixels)
-            grids.append(grid)
-        return Example(
+        return Plan(
+            conversation=conversation,
             spans=tuple(self._tokenize(layout)),
-            patches=torch.cat(patches) if patches else torch.zeros(0, 0),
-            grids=tuple(grids),
-            source=conversation.source,
-            meta=conversation.meta,
+            media=tuple(media),
         )
 
-    def _image_run(self, grid: Grid) -> list[str | VisionSpan]:
+    def _image_run(self, picture: PlannedImage) -> list[str | VisionSpan]:
         side = self.image.merge_size
         span = VisionSpan(
             placeholder_id=self.special_tokens.image_id,
-            rows=grid[1] // side,
-            columns=grid[2] // side,
+            rows=picture.grid[1] // side,
+            columns=picture.grid[2] // side,
         )
         return [VISION_START, span, VISION_END]
 
-    def _video_run(
-        self, grid: Grid, times_s: tuple[float, ...], key: int
-    ) -> list[str | VisionSpan]:
+    def _video_run(self, video: PlannedVideo, key: int) -> list[str | VisionSpan]:
         side = self.video.merge_size
         clip = Clip(
-            times_s=times_s,
-            rows=grid[1] // side,
-            columns=grid[2] // side,
+            times_s=video.times_s,
+            rows=video.grid[1] // side,
+            columns=video.grid[2] // side,
             placeholder_id=self.special_tokens.video_id,
         )
         return self.temporal.layout(clip, key)
 
-    def _tokenize(self, layout: Iterable[TextPiece | VisionSpan]) -> Iterable[Span]:
+    def _tokenize(self, layout: Iterable[TextPiece | VisionSpan]) -> Iterator[Span]:
         """Text between visual runs is encoded as one string, as the published processor does.
 
         Which tokens are scored follows from where in that string they begin, never from a search for
         marker tokens.
         """
         for is_text, run in groupby(layout, key=lambda part: isinstance(part, TextPiece)):
-            if not is_text:
-                yield from run  # type: ignore[misc]
-                continue
-            pieces: list[TextPiece] = list(run)  # type: ignore[arg-type]
-            scored_chars = [piece.scored for piece in pieces for _ in piece.text]
-            encoding = self.tokenizer.encode(
-                "".join(piece.text for piece in pieces), add_special_tokens=False
-            )
-            tokens = zip(encoding.ids, encoding.offsets, strict=True)
-            for scored, group in groupby(tokens, key=lambda token: scored_chars[token[1][0]]):
-                yield TextSpan(token_ids=tuple(token_id for token_id, _ in group), scored=scored)
+            if is_text:
+                yield from self._tokenize_text([p for p in run if isinstance(p, TextPiece)])
+            else:
+                yield from (span for span in run if isinstance(span, VisionSpan))
+
+    def _tokenize_text(self, pieces: list[TextPiece]) -> Iterator[TextSpan]:
+        encoding = self.tokenizer.encode(
+            "".join(piece.text for piece in pieces), add_special_tokens=False
+        )
+        ids = encoding.ids
+        if not ids:
+            return
+        starts = np.fromiter(
+            (start for start, _ in encoding.offsets), int, len(ids)
+        )  # in characters
+        ends_of_pieces = np.cumsum([len(piece.text) for piece in pieces])
+        piece_of_token = np.searchsorted(ends_of_pieces, starts, side="right")
+        scored = np.array([piece.scored for piece in pieces])[piece_of_token]
+        bounds = [0, *(np.flatnonzero(np.diff(scored)) + 1).tolist(), len(ids)]
+        for first, stop in pairwise(bounds):
+            yield TextSpan(token_ids=tuple(ids[first:stop]), scored=bool(scored[first]))

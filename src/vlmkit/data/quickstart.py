@@ -10,9 +10,9 @@ import numpy as np
 from vlmkit.assets import asset_path
 from vlmkit.data.emoji import Concept, EmojiSet, Pixels
 from vlmkit.data.emoji_questions import Question
+from vlmkit.data.media import ImageArray, VideoFile
 from vlmkit.data.record import (
     Conversation,
-    ImageArray,
     ImagePart,
     Message,
     Part,
@@ -98,7 +98,7 @@ class ClipSource:
         start = self._starts[rng.integers(len(self._starts))]
         middle = start + self.LENGTH_S / 2
         action = next(what for end, what in self.ACTIONS.items() if middle < end)
-        clip = VideoPart(self.path, start, start + self.LENGTH_S)
+        clip = VideoPart(VideoFile(self.path), start, start + self.LENGTH_S)
         return conversation(clip, (("What is the rabbit doing?", action),), self.name, index)
 
 

@@ -1,28 +1,22 @@
-"""What a dataset yields: conversations of text, images and videos."""
+"""What a dataset yields: conversations and documents of text, images and videos."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from vlmkit.data.geometry import Grounding, grounding_text
+from vlmkit.data.media import ImageRef, VideoRef
 
-from vlmkit.errors import MediaError
+Role = Literal["system", "user", "assistant", "tool", "document"]
 
 
-class ImageRef(Protocol):
-    """A picture that can be opened when it is needed."""
+@dataclass(frozen=True)
+class TextPart:
+    """Text in a message."""
 
-    def open(self) -> Image.Image:
-        """Decode to RGB.
-
-        Raises:
-            MediaError: missing, truncated or not a picture; names the source.
-        """
-        ...
+    text: str
 
 
 @dataclass(frozen=True)
@@ -34,56 +28,94 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class VideoPart:
-    """A stretch of a video file in a message.
+    """A stretch of a video in a message.
 
-    `start_s` and `end_s` cut the stretch; None means the file's own beginning or end.
+    `start_s` and `end_s` cut the stretch; None means the video's own beginning or end.
     """
 
-    path: Path
+    video: VideoRef
     start_s: float | None = None
     end_s: float | None = None
 
 
 @dataclass(frozen=True)
-class TextPart:
-    """Text in a message."""
+class GroundingPart:
+    """Boxes and points in a message. They know their space, and become text in one place only.
 
-    text: str
+    `image` counts the conversation's images from 0: the one they are drawn on.
+    """
+
+    items: tuple[Grounding, ...]
+    image: int = 0
+
+    @property
+    def text(self) -> str:
+        """The published JSON, in coordinates from 0 to 1000."""
+        return grounding_text(self.items)
 
 
-Part = TextPart | ImagePart | VideoPart
+Part = TextPart | ImagePart | VideoPart | GroundingPart
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a function by the assistant. Arguments given as a string are written as they are."""
+
+    name: str
+    arguments: dict[str, Any] | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn. Assistant turns are scored unless `scored` says otherwise."""
+    """One turn. Assistant turns and documents are scored unless `scored` says otherwise.
 
-    role: Literal["system", "user", "assistant"]
-    parts: tuple[Part, ...]
+    A turn of role `document` is raw text and media without any chat markers, as in pre-training
+    corpora; it is a conversation's only turn.
+    """
+
+    role: Role
+    parts: tuple[Part, ...] = ()
     scored: bool | None = None
+    thinking: str | None = None  # reasoning before the answer; assistant only
+    tool_calls: tuple[ToolCall, ...] = ()  # after the parts; assistant only
 
     @property
     def is_scored(self) -> bool:
         """Whether the loss counts this turn."""
-        return self.role == "assistant" if self.scored is None else self.scored
+        return self.role in ("assistant", "document") if self.scored is None else self.scored
 
     @property
     def text(self) -> str:
         """The turn's text, without its media."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+        return "".join(
+            part.text for part in self.parts if isinstance(part, TextPart | GroundingPart)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
     """A sample before processing.
 
-    `key` is a stable integer from which anything random about the sample is derived.
+    Attributes:
+        messages: turns in order.
+        source: name of the dataset, in logs and scores.
+        key: a stable integer from which anything random about the sample is derived.
+        tools: signatures of the functions that the assistant may call, as JSON objects.
+        origin: where the record stands, such as `train.jsonl:17`.
+        meta: whatever else the dataset says about the sample.
     """
 
     messages: tuple[Message, ...]
     source: str = ""
     key: int = 0
+    tools: tuple[dict[str, Any], ...] = ()
+    origin: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of all turns in order."""
+        return [part for message in self.messages for part in message.parts]
 
     @property
     def answer(self) -> str:
@@ -98,49 +130,10 @@ class Conversation:
 
     def as_prompt(self) -> Conversation:
         """The conversation without its last assistant turn."""
-        return replace(self, messages=self.messages[:-1]) if self.answer else self
+        asks = self.messages[-1].role == "assistant"
+        return replace(self, messages=self.messages[:-1]) if asks else self
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """A picture on disk."""
-
-    path: Path
-
-    def open(self) -> Image.Image:
-        """See `ImageRef.open`."""
-        return _decode(self.path, str(self.path))
-
-
-@dataclass(frozen=True)
-class ImageArray:
-    """A picture in memory: (height, width, 3) uint8."""
-
-    pixels: NDArray[np.uint8]
-
-    def open(self) -> Image.Image:
-        """See `ImageRef.open`."""
-        return Image.fromarray(self.pixels)
-
-
-def _decode(source: Path, name: str) -> Image.Image:
-    try:
-        with Image.open(source) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError as error:
-        raise MediaError(f"image {name}: file not found") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"image {name}: cannot be decoded ({error})") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Transparent pictures on white; 16-bit grey scaled to 8 bits, where PIL would clip."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.float32) / 257
-        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+def document(parts: Sequence[Part], **fields: Any) -> Conversation:
+    """Raw text and media as one sample, without chat markers."""
+    return Conversation(messages=(Message(role="document", parts=tuple(parts)),), **fields)

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import (
@@ -167,6 +168,14 @@ def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
     return SpecialTokens(**ids)
 
 
+def bytes_of_piece(piece: str) -> bytes | None:
+    """The bytes that a piece of the vocabulary stands for; None where it is not spelled in byte letters."""
+    bytes_of_letters = _bytes_of_letters()
+    if any(letter not in bytes_of_letters for letter in piece):
+        return None
+    return bytes(bytes_of_letters[letter] for letter in piece)
+
+
 def _verified_content(path: Path) -> bytes:
     """Content of the rank file, which decides every id and so must be the published one."""
     content = path.read_bytes()
@@ -239,6 +248,11 @@ def _byte_letters() -> list[str]:
     letters = {byte: chr(byte) for byte in printable}
     letters |= {byte: chr(NUM_BYTES + position) for position, byte in enumerate(others)}
     return [letters[byte] for byte in range(NUM_BYTES)]
+
+
+@lru_cache(maxsize=1)
+def _bytes_of_letters() -> dict[str, int]:
+    return {letter: byte for byte, letter in enumerate(_byte_letters())}
 
 
 def _cache_folder() -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from vlmkit.batch import Grid
 from vlmkit.data.frame_reader import TICK_S, FrameReader, OpenReader, open_auto
 from vlmkit.data.image import fit_to_budget, normalize, patchify, resize
-from vlmkit.errors import MediaError
+from vlmkit.data.media import VideoRef
+from vlmkit.errors import MediaError, Reason
 
 _FRAMES_AT_ONCE = 16
 """Frames held at source resolution; an hour of 1080p would not fit in memory."""
@@ -89,7 +90,8 @@ def smart_resize_video(
     if num_frames < temporal_factor:
         raise MediaError(
             f"{num_frames} frame(s) do not fill a temporal patch of {temporal_factor}; "
-            "take a longer stretch, or use the frame as an image"
+            "take a longer stretch, or use the frame as an image",
+            Reason.NO_FRAMES,
         )
     if 0 < min(height, width) < factor:
         enlarge = max(factor / height, factor / width)
@@ -106,13 +108,57 @@ def smart_resize_video(
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFrames:
-    """A sampled video."""
+class PlannedVideo:
+    """A video of which is known what will be kept, and how large, before a frame is resized.
 
-    patches: Tensor  # (patches, patch_dim) float32
+    `times_s` and `frame_times_s` count from the start of the stretch.
+    """
+
+    video: VideoRef
+    reader: FrameReader
+    transform: VideoTransform
+    source_size: tuple[int, int]  # height, width
     grid: Grid
-    times_s: tuple[float, ...]  # of each temporal patch, from the start of the stretch
     frame_indices: tuple[int, ...]  # in the file, of the kept frames
+    frame_times_s: tuple[float, ...]
+    times_s: tuple[float, ...]  # of each temporal patch
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.video.name
+
+    def patches(self) -> Tensor:
+        """Decode, resize, normalise and cut up; (patches, patch_dim) float32.
+
+        Raises:
+            MediaError: a frame cannot be decoded.
+        """
+        transform = self.transform
+        patches = patchify(
+            self._resized_frames(),
+            patch_size=transform.patch_size,
+            temporal_patch_size=transform.temporal_patch_size,
+            merge_size=transform.merge_size,
+        )
+        return normalize(patches, transform.mean, transform.std)
+
+    def _resized_frames(self) -> Tensor:
+        """Kept frames, (frames, 3, height, width) uint8, few at a time in their full size."""
+        height, width = (side * self.transform.patch_size for side in self.grid[1:])
+        resized: list[Tensor] = []
+        for at in range(0, len(self.frame_indices), _FRAMES_AT_ONCE):
+            pixels = self.reader.get(self.frame_indices[at : at + _FRAMES_AT_ONCE])
+            if pixels.shape[1:3] != self.source_size:
+                raise MediaError(
+                    f"video {self.name}: the size of its frames changes from {self.source_size} to "
+                    f"{pixels.shape[1:3]} (height, width); re-encode it at one size"
+                )
+            frames = rearrange(
+                torch.from_numpy(pixels), "frame height width channel -> frame channel height width"
+            )
+            resized.append(resize(frames, height, width))
+        return torch.cat(resized)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,90 +191,90 @@ class VideoTransform:
     std: Sequence[float] = (0.5, 0.5, 0.5)
     open_reader: OpenReader = open_auto
 
-    def __call__(
-        self, path: Path, start_s: float | None = None, end_s: float | None = None
-    ) -> VideoFrames:
-        """Sample, resize, normalise and cut up a file or a stretch of it.
+    def plan(
+        self,
+        video: VideoRef,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        share: float = 1.0,
+    ) -> PlannedVideo:
+        """Open a video and decide what to keep of it, or of a stretch of it. No frame is resized.
 
         Args:
-            path: video file.
+            video: what to open.
             start_s: where the stretch begins, in seconds since the first frame; None: there.
             end_s: where it ends, that frame excluded; None: with the file.
+            share: of the pixel budget; below 1, frames are left out, too, by its square root.
 
         Raises:
             MediaError: the file cannot be read, or the stretch is not in it; names file and reason.
         """
-        path = Path(path)
-        reader = self.open_reader(path)
-        first, stop = _stretch(reader, path, start_s, end_s)
+        reader = self.open_reader(video)
+        first, stop = _stretch(reader, video.name, start_s, end_s)
         ends_s = [*reader.pts_s[1:], reader.duration_s]
-        kept = sample_indices(
-            stop - first,
-            float(ends_s[stop - 1] - reader.pts_s[first]) + TICK_S,
+        duration_s = float(ends_s[stop - 1] - reader.pts_s[first]) + TICK_S
+        kept = self._sample(stop - first, duration_s, self.max_frames)
+        if share < 1:
+            fewer = max(int(len(kept) * math.sqrt(share)), self.min_frames)
+            kept = self._sample(stop - first, duration_s, fewer)
+        indices = [first + index for index in kept]
+        height, width = self._resized(video.name, len(indices), reader.size, share)
+        frame_times_s = tuple((reader.pts_s[indices] - (start_s or 0.0)).tolist())
+        times_s = patch_times(frame_times_s, self.temporal_patch_size)
+        return PlannedVideo(
+            video=video,
+            reader=reader,
+            transform=self,
+            source_size=reader.size,
+            grid=(len(times_s), height // self.patch_size, width // self.patch_size),
+            frame_indices=tuple(indices),
+            frame_times_s=frame_times_s,
+            times_s=times_s,
+        )
+
+    def _sample(self, num_frames: int, duration_s: float, max_frames: int) -> list[int]:
+        return sample_indices(
+            num_frames,
+            duration_s,
             fps=self.fps,
             min_frames=self.min_frames,
-            max_frames=self.max_frames,
-        )
-        indices = [first + index for index in kept]
-        frames = self._resized_frames(reader, path, indices)
-        patches = patchify(
-            frames,
-            patch_size=self.patch_size,
-            temporal_patch_size=self.temporal_patch_size,
-            merge_size=self.merge_size,
-        )
-        times_s = (reader.pts_s[indices] - (start_s or 0.0)).tolist()
-        patch_times_s = patch_times(times_s, self.temporal_patch_size)
-        rows, columns = (side // self.patch_size for side in frames.shape[-2:])
-        return VideoFrames(
-            patches=normalize(patches, self.mean, self.std),
-            grid=(len(patch_times_s), rows, columns),
-            times_s=patch_times_s,
-            frame_indices=tuple(indices),
+            max_frames=max_frames,
         )
 
-    def _resized_frames(self, reader: FrameReader, path: Path, indices: list[int]) -> Tensor:
-        """Kept frames, (frames, 3, height, width) uint8, few at a time in their full size."""
-        resized: list[Tensor] = []
-        size: tuple[int, int] | None = None
-        for at in range(0, len(indices), _FRAMES_AT_ONCE):
-            pixels = torch.from_numpy(reader.get(indices[at : at + _FRAMES_AT_ONCE]))
-            frames = rearrange(pixels, "frame height width channel -> frame channel height width")
-            if size is None:
-                size = self._resized(path, len(indices), *frames.shape[-2:])
-            resized.append(resize(frames, *size))
-        return torch.cat(resized)
-
-    def _resized(self, path: Path, num_frames: int, height: int, width: int) -> tuple[int, int]:
+    def _resized(
+        self, name: str, num_frames: int, source_size: tuple[int, int], share: float
+    ) -> tuple[int, int]:
         try:
             return smart_resize_video(
                 num_frames,
-                height,
-                width,
+                *source_size,
                 factor=self.patch_size * self.merge_size,
                 temporal_factor=self.temporal_patch_size,
                 min_pixels=self.min_pixels,
-                max_pixels=self.max_pixels,
+                max_pixels=max(self.min_pixels, int(self.max_pixels * share)),
             )
         except MediaError as error:
-            raise MediaError(f"video {path}: {error}") from error
+            raise MediaError(f"video {name}: {error}", error.code) from error
 
 
 def _stretch(
-    reader: FrameReader, path: Path, start_s: float | None, end_s: float | None
+    reader: FrameReader, name: str, start_s: float | None, end_s: float | None
 ) -> tuple[int, int]:
     """First frame shown in a stretch of the file, and the frame after its last."""
     if reader.num_frames < 2:
-        raise MediaError(f"video {path}: it holds a single frame; use it as an image")
+        raise MediaError(
+            f"video {name}: it holds a single frame; use it as an image", Reason.NO_FRAMES
+        )
     start = 0.0 if start_s is None else start_s
     end = reader.duration_s if end_s is None else end_s
-    name = f"video {path}: the stretch from {start:g} s to {end:g} s"
+    stretch = f"video {name}: the stretch from {start:g} s to {end:g} s"
     if not 0 <= start < end <= reader.duration_s + TICK_S:
         raise MediaError(
-            f"{name} is empty or not within the file, which lasts {reader.duration_s:.3f} s; "
-            "leave end_s out to mean the end of the file"
+            f"{stretch} is empty or not within the file, which lasts {reader.duration_s:.3f} s; "
+            "leave end_s out to mean the end of the file",
+            Reason.NO_FRAMES,
         )
     first, stop = np.searchsorted(reader.pts_s, [start, end]).tolist()
     if first == stop:
-        raise MediaError(f"{name} holds no frame")
+        raise MediaError(f"{stretch} holds no frame", Reason.NO_FRAMES)
     return first, stop

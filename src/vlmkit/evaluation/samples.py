@@ -60,7 +60,7 @@ def _picture(conversation: Conversation, processor: Processor) -> NDArray[np.uin
             if isinstance(part, ImagePart):
                 return np.asarray(part.image.open())
             if isinstance(part, VideoPart):
-                reader = processor.video.open_reader(part.path)
+                reader = processor.video.open_reader(part.video)
                 middle = ((part.start_s or 0.0) + (part.end_s or reader.duration_s)) / 2
                 return reader.get([int(np.abs(reader.pts_s - middle).argmin())])[0]
     return np.full((64, 64, 3), 255, dtype=np.uint8)

@@ -16,6 +16,7 @@ class LossOutput:
 
     numerator: Tensor  # () with gradient
     denominator: Tensor  # () float32
+    token_nll: Tensor | None = None  # (scored_tokens,) float32, detached, for the log
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,10 @@ class CrossEntropy(Loss):
         """See `Loss.forward`."""
         rows, targets, samples = _scored(hidden, batch)
         weights = self.weighting(samples, batch.num_samples)
-        numerator = _LinearCrossEntropy.apply(
+        numerator, nll = _LinearCrossEntropy.apply(
             rows, head_weight, targets, weights, self.chunk_tokens
         )
-        return LossOutput(numerator=numerator, denominator=weights.sum())
+        return LossOutput(numerator=numerator, denominator=weights.sum(), token_nll=nll)
 
     def denominator(self, batch: VLMBatch) -> Tensor:
         """See `Loss.denominator`."""
@@ -79,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, chunk: int
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         device = rows.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else rows.dtype
@@ -87,6 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_rows = torch.empty_like(rows) if needs_rows else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         total = torch.zeros((), device=rows.device, dtype=torch.float32)
+        nll = torch.empty(len(rows), device=rows.device, dtype=torch.float32)
 
         with torch.autocast(device, enabled=False):
             head = weight.to(dtype)
@@ -94,7 +95,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 piece = slice(start, start + chunk)
                 row, target, scale = rows[piece].to(dtype), targets[piece], token_weights[piece]
                 log_p = F.log_softmax((row @ head.T).float(), dim=-1)  # (chunk, vocab)
-                total -= (log_p.gather(1, target[:, None]).squeeze(1) * scale).sum()
+                nll[piece] = -log_p.gather(1, target[:, None]).squeeze(1)
+                total += (nll[piece] * scale).sum()
                 if grad_rows is None and grad_weight is None:
                     continue
                 grad = log_p.exp_()
@@ -107,10 +109,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(
             grad_rows, None if grad_weight is None else grad_weight.to(weight.dtype)
         )
-        return total
+        ctx.mark_non_differentiable(nll)
+        return total, nll
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grads = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors)
         return (*grads, None, None, None)

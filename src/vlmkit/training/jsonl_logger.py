@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 class JSONLLogger(Logger):
     """One line per logging step: `{"step": ..., "time_s": ..., "train/loss": ...}`.
+
+    What is not a finite number is null, as JSON has no other word for it.
 
     Args:
         path: the file; lines are appended and flushed one by one.
@@ -37,7 +40,8 @@ class JSONLLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line."""
         line: dict[str, Any] = {"step": step, "time_s": round(time.time() - self._start, 3)}
-        line.update({key: float(value) for key, value in metrics.items() if key != "epoch"})
+        numbers = {key: float(value) for key, value in metrics.items() if key != "epoch"}
+        line.update({k: v if math.isfinite(v) else None for k, v in numbers.items()})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")

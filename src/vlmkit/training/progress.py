@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlmkit.batch import VLMBatch
+from vlmkit.batch import StepBatch
 
 
 class TrainingProgress(ProgressBar):
@@ -67,12 +67,12 @@ class TrainingProgress(ProgressBar):
         self._waited += time.perf_counter() - self._ready
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: list[VLMBatch], batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
         """Count, log, show."""
         self._ready = now = time.perf_counter()
         elapsed = now - self._start
-        self._tokens += sum(micro.num_tokens for micro in batch)
+        self._tokens += batch.num_tokens
         speed, wait = self._tokens / elapsed, self._waited / elapsed
         pl_module.log("train/tokens_per_s", speed)
         pl_module.log("train/data_wait", wait)

@@ -12,20 +12,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from vlmkit.batch import VLMBatch
+from vlmkit.batch import StepBatch, VLMBatch
 from vlmkit.losses.balancing import LoadBalancing
 from vlmkit.losses.base import Loss
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.optim import weight_decay_groups
+from vlmkit.training.source_totals import SourceTotals
 
 
 class VLMModule(L.LightningModule):
     """Trains on the scored tokens of packed conversations.
 
-    One call of `training_step` is one optimiser step: its batch is the list of all micro-batches of
-    this rank, so that the loss is divided once, by the denominator of the whole step over all ranks.
-    The gradient does not depend on how the step is cut, but for the balancing loss of experts, which is
-    taken per micro-batch and averaged by tokens.
+    One call of `training_step` is one optimiser step: its batch holds all micro-batches of this rank, so
+    that the loss is divided once, by the denominator of the whole step over all ranks. The gradient does
+    not depend on how the step is cut, but for the balancing loss of experts, which is taken per
+    micro-batch and averaged by tokens.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class VLMModule(L.LightningModule):
         weight_decay: float = 0.0,
         clip_norm: float = 1.0,
         validation_names: Sequence[str] = (),
+        source_names: Sequence[str] = (),
     ) -> None:
         """Keep the parts.
 
@@ -50,6 +52,8 @@ class VLMModule(L.LightningModule):
             weight_decay: of matrices.
             clip_norm: largest norm of the gradient over all parameters.
             validation_names: of the validation loaders, in order.
+            source_names: of the training sources, in the order in which batches number them; each gets
+                its own loss and counts in the log.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -59,6 +63,8 @@ class VLMModule(L.LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.weight_decay, self.clip_norm = weight_decay, clip_norm
         self.validation_names = tuple(validation_names)
+        self.source_names = tuple(source_names)
+        self._per_source: SourceTotals | None = None
         self.metrics = nn.ModuleDict(
             {
                 name: nn.ModuleDict({"exact_match": MeanMetric(), "answer_nll": MeanMetric()})
@@ -66,18 +72,25 @@ class VLMModule(L.LightningModule):
             }
         )
 
-    def training_step(self, batch: list[VLMBatch], batch_idx: int) -> None:
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """One optimiser step over all micro-batches."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert not isinstance(optimizer, list)
-        denominator = sum((self.loss.denominator(micro) for micro in batch), torch.zeros(()))
-        denominator = self.all_reduce(denominator.to(self.device), "sum").clamp(min=1e-8)
-        num_tokens = sum(micro.num_tokens for micro in batch)
+        micro_batches = batch.micro_batches
+        parts = (self.loss.denominator(micro) for micro in micro_batches)
+        denominator = sum(parts, torch.zeros((), device=self.device))
+        denominator = self.all_reduce(denominator, "sum").clamp(min=1e-8)
+        num_tokens = max(batch.num_tokens, 1)
         total = torch.zeros((), device=self.device)
         balancing = torch.zeros((), device=self.device)
-        for micro, counts in self._in_step_with_other_ranks(batch):
+        if self._per_source is None:
+            self._per_source = SourceTotals(self.source_names, self.device)
+        per_source = self._per_source
+        for micro, counts in self._in_step_with_other_ranks(micro_batches):
             output = self.model(micro)
             result = self.loss(output.hidden, self.model.decoder.head_weight, micro)
+            if counts:
+                per_source.add(micro, result.token_nll)
             # data parallelism averages gradients over ranks: scale back to a sum
             objective = result.numerator * self.trainer.world_size / denominator
             total += result.numerator.detach() * counts
@@ -93,11 +106,15 @@ class VLMModule(L.LightningModule):
 
         self.log("train/loss", self.all_reduce(total, "sum") / denominator)
         self.log("train/grad_norm", grad_norm)
+        for key, value in per_source.means(batch, self.all_reduce).items():
+            self.log(f"train/{key}", value)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         if self.balancing is not None:
             self.log("train/balancing", balancing)
 
-    def _in_step_with_other_ranks(self, batch: list[VLMBatch]) -> Iterator[tuple[VLMBatch, int]]:
+    def _in_step_with_other_ranks(
+        self, batch: Sequence[VLMBatch]
+    ) -> Iterator[tuple[VLMBatch, int]]:
         """This rank's micro-batches, each with 1; then its last with 0 until the busiest rank is done.
 
         Each backward pass is a collective, so all ranks must make equally many.
@@ -109,16 +126,14 @@ class VLMModule(L.LightningModule):
         for i in range(most):
             yield batch[min(i, len(batch) - 1)], int(i < len(batch))
 
-    def validation_step(
-        self, batch: list[VLMBatch], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def validation_step(self, batch: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score micro-batches; a sample is right when every token of its answer is.
 
         The most probable token at each place given the right prefix is what greedy decoding would
         write as long as it has been right so far: this is the exact match of greedy decoding.
         """
         metrics = self.metrics[self.validation_names[dataloader_idx]]
-        for micro in batch:
+        for micro in batch.micro_batches:
             output = self.model(micro)
             scores = self.loss.score(output.hidden, self.model.decoder.head_weight, micro)
             per_sample = scores.nll.new_zeros(3, micro.num_samples)
