@@ -56,7 +56,12 @@ def test_every_model_option_builds(option):
 @pytest.mark.parametrize("option", options(BUILT_GROUPS))
 def test_every_other_option_builds(option, tmp_path):
     group = option.split("=")[0]
-    config = compose_config("model=qwen3vl_tiny", option, f"run_dir={tmp_path}")
+    extra = []
+    if option == "data=files":
+        (tmp_path / "a.txt").write_text("one")
+        (tmp_path / "b.txt").write_text("two")
+        extra = ["source=text", f"source.table.paths={tmp_path}/*.txt", "split.every=2"]
+    config = compose_config("model=qwen3vl_tiny", option, *extra, f"run_dir={tmp_path}")
     assert build(config[group])
 
 
@@ -71,7 +76,8 @@ def test_training_options_compose(option, tmp_path):
 
 def test_every_group_is_tested():
     groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
-    assert groups == {*MODEL_GROUPS, *BUILT_GROUPS, "optim", "trainer", "precision", "logger"}
+    elsewhere = {"optim", "trainer", "precision", "logger", "source"}  # sources: tests/data/sources
+    assert groups == {*MODEL_GROUPS, *BUILT_GROUPS, *elsewhere}
 
 
 @pytest.mark.parametrize(

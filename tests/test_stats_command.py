@@ -111,7 +111,8 @@ def numbers_in(out: Path) -> dict:
 
 
 def test_everything_is_measured_and_training_takes_the_sizes(here, capsys):
-    assert run_command(main, *ARGUMENTS, "out=all", "write_sizes=true", "workers=0") == 0
+    unit = "data.mixture.unit._target_=vlmkit.data.mixture.TokenUnit"  # which needs sizes itself
+    assert run_command(main, *ARGUMENTS, unit, "out=all", "write_sizes=true", "workers=0") == 0
     printed = capsys.readouterr().out
     for words in (
         "cannot be used", "longer than a row of 200 tokens", "by DropTurns", "coordinates by source",
@@ -140,7 +141,11 @@ def test_everything_is_measured_and_training_takes_the_sizes(here, capsys):
         assert min(figure.size) > 200
 
     sizes = f"data.mixture.sizes={here / 'all' / 'sizes'}"
-    data: VLMDataModule = build(compose_config(*ARGUMENTS[1:], sizes, config_dir="mine").data)
+    data: VLMDataModule = build(compose_config(*ARGUMENTS[1:], unit, sizes, config_dir="mine").data)
+    assert data.mixture.shares.tolist() == pytest.approx(
+        [part["share_of_samples"] for part in steps["mixture"].values()]
+    )
+    assert steps["mixture"]["boxes"]["share_of_tokens"] == pytest.approx(0.75, abs=0.02)
     table = SizeTable.load(here / "all" / "sizes" / "boxes.parquet")
     assert data.mixture.parts["boxes"].sizes.codes.tolist() == table.codes.tolist()
     steps_of_rank = data.training_steps()
@@ -189,6 +194,12 @@ def test_what_is_wrong_is_said(here, capsys, arguments, words):
     assert run_command(main, *ARGUMENTS, "out=wrong", *arguments) == 2
     assert words in capsys.readouterr().err
     assert not (here / "wrong" / "stats.json").exists()
+
+
+def test_what_training_would_refuse_is_said(here, capsys):
+    none = "data.mixture.parts.points.source.size=0"
+    assert run_command(main, *ARGUMENTS, "out=none", none, "limit=20") == 0
+    assert "training would not work: Mixture: the sources ['points']" in capsys.readouterr().out
 
 
 def test_the_quickstart_is_described_from_some_samples(tmp_path, capsys):

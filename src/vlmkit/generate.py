@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from vlmkit.build import build, entry_point
 from vlmkit.data.collate import collate_prompt
-from vlmkit.data.processor import Processor
 from vlmkit.data.media import ImageFile, VideoFile
+from vlmkit.data.processor import Processor
 from vlmkit.data.record import (
     Conversation,
     ImagePart,

@@ -104,6 +104,8 @@ def main(config: DictConfig) -> None:
         console.print(table)
     if any(found.num_shapes or found.findings for found in lint.sources.values()):
         console.print(lint.table())
+    if "error" in numbers.get("training", {}):
+        print(f"training would not work: {numbers['training']['error']}")
     print(f"numbers: {out / 'stats.json'}; histograms: {out / 'lengths.png'}")
     if config.write_sizes:
         print(f"sizes for training: data.mixture.sizes={(out / 'sizes').absolute()}")
@@ -191,14 +193,17 @@ def foresee(
         name: replace(part, sizes=measured[name].table(table_key(part, processor, rows.limits)))
         for name, part in training.items()
     }
-    mixture: Mixture = build(config.data.mixture, parts=tables, sizes=None)
     planner: StepPlanner = build(config.data.planner)
     try:
+        mixture: Mixture = build(config.data.mixture, parts=tables, sizes=None)
         steps = forecast(mixture, measured, processor, rows, planner)
     except ConfigError as error:
         return {"training": {"error": str(error)}}
     drawn = steps["samples_per_step"] * config.data.num_steps
-    tokens = {name: measured[name].samples.tokens.mean() for name in mixture.parts}
+    tokens = {
+        name: float(part.samples.tokens.mean()) if len(part) else 0.0
+        for name, part in measured.items()
+    }
     shares = dict(zip(mixture.names, mixture.shares.tolist(), strict=True))
     mean = sum(shares[name] * tokens[name] for name in shares)
     return {

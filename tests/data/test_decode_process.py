@@ -1,65 +1,28 @@
-"""Decoding in a process that can be killed: same frames, limits kept, no process left behind."""
+"""Decoding in a process that can be killed: same frames, limits kept, errors told apart."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import gc
 import logging
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from torch.utils.data import DataLoader, Dataset
 
 from tests.data.clips import Clips, numbers
 from tests.data.fake_readers import HungryOnce, Misbehaving, TorchIsHere
-from vlmkit.assets import asset_path
+from tests.data.processes import is_running, named, pid_of
+from vlmkit.build import build, compose_config
 from vlmkit.data.decode_process import Guarded
 from vlmkit.data.frame_reader import DecordReader, FrameSequenceReader, PyAVReader, open_auto
-from vlmkit.data.media import (
-    FrameSequence,
-    ImageArray,
-    InMemory,
-    VideoBlob,
-    VideoFile,
-    VideoRef,
-)
+from vlmkit.data.media import FrameSequence, ImageArray, InMemory, VideoBlob, VideoFile
 from vlmkit.errors import DataError, MediaError, Reason, RecordError
 
-LIMIT_S = 1.0
-
-
-def named(name: str) -> VideoBlob:
-    return VideoBlob(InMemory(b"content", name))
-
-
-def pid_of(guard: Guarded) -> int | None:
-    """The number of the guard's process, if it has one."""
-    return None if guard._child is None else guard._child._process.pid
-
-
-def is_running(pid: int | None) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.fixture
-def guard() -> Iterator[Guarded]:
-    guard = Guarded(Misbehaving, time_limit_s=LIMIT_S)
-    yield guard
-    guard.close()
+LIMIT_S = 1.0  # of the fixture `guard`
 
 
 def test_the_same_as_without_a_process(clips: Clips) -> None:
@@ -113,12 +76,12 @@ def test_a_hang_that_holds_the_interpreter_is_ended(when: str, guard: Guarded) -
     with pytest.raises(MediaError, match=rf"{video.name}: .*longer than 1 s") as raised:
         guard(video).get([0])
     assert raised.value.code == Reason.TIMEOUT
-    assert LIMIT_S <= time.monotonic() - start < LIMIT_S + 2
+    assert LIMIT_S <= time.monotonic() - start < LIMIT_S + 5  # measured 1.0 to 1.3
     start = time.monotonic()
     with pytest.raises(MediaError, match=video.name) as raised:
         guard(video)
     assert raised.value.code == Reason.QUARANTINED
-    assert time.monotonic() - start < 0.1
+    assert time.monotonic() - start < LIMIT_S / 2  # measured 0.0
     assert good.get([3]).max() == 3  # opened again in the new process
     assert guard.quarantine == {video.name}
 
@@ -263,26 +226,6 @@ def test_threads_take_turns(guard: Guarded) -> None:
     assert not wrong
 
 
-def test_copies_start_processes_of_their_own(guard: Guarded) -> None:
-    guard(named("good.mp4"))
-    guard.quarantine.add("bad.mp4")
-    for other in (copy.deepcopy(guard), pickle.loads(pickle.dumps(guard))):
-        assert other._child is None
-        assert (other.reader, other.time_limit_s) == (Misbehaving, LIMIT_S)
-        assert other.quarantine == {"bad.mp4"}
-        assert other(named("good.mp4")).get([2]).max() == 2
-
-
-def test_nothing_is_left_behind_by_an_instance_that_is_gone() -> None:
-    guard = Guarded(Misbehaving)
-    guard(named("good.mp4"))
-    pid = pid_of(guard)
-    assert is_running(pid)
-    del guard
-    gc.collect()
-    assert not is_running(pid)
-
-
 @pytest.mark.parametrize("limits", [{"time_limit_s": 0}, {"memory_limit_gib": -1}])
 def test_limits_are_positive(limits: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="set them above 0"):
@@ -300,106 +243,13 @@ def test_the_process_imports_nothing_heavy(clips: Clips, caplog: pytest.LogCaptu
     assert caplog.messages == ["imported: []"]
 
 
-def wait_for_end(pid: int, limit_s: float) -> bool:
-    deadline = time.monotonic() + limit_s
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not is_running(pid)
-
-
-ORPHANED = """
-import os, sys, threading, time
-from tests.data.fake_readers import Misbehaving
-from vlmkit.data.decode_process import Guarded
-from vlmkit.data.media import InMemory, VideoBlob
-guard = Guarded(Misbehaving, time_limit_s=1)
-guard(VideoBlob(InMemory(b"x", "good.mp4")))
-child = guard._child._process.pid
-how = sys.argv[1]
-copier = 0
-if how == "copied":
-    copier = os.fork()  # holds copies of the pipes
-    if not copier:
-        time.sleep(20)
-        os._exit(0)
-print(child, copier, flush=True)
-if how == "hung":
-    guard(VideoBlob(InMemory(b"x", "hang_on_open")))
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("how", ["idle", "copied", "hung"])
-def test_the_process_ends_with_a_parent_that_is_killed(how: str) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", ORPHANED, how],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert parent.stdout is not None
-    child, copier = map(int, parent.stdout.readline().split())
-    if how == "hung":
-        time.sleep(0.5)  # let it hang
-    assert is_running(child)
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    # At once where its input ends, in a second where it looks for its parent, else when the alarm goes off.
-    assert wait_for_end(child, {"idle": 1, "copied": 3, "hung": 8}[how])
-    if copier:
-        os.kill(copier, signal.SIGKILL)
-
-
-class Files(Dataset):
-    """The first frame of each file, or why there is none."""
-
-    def __init__(self, names: list[str], guard: Guarded) -> None:
-        self.names, self.guard = names, guard
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[int, str, int]:
-        video: VideoRef = named(self.names[index])
-        try:
-            value = str(self.guard(video).get([index % 5]).max())
-        except MediaError as error:
-            value = str(error.code)
-        return os.getpid(), value, pid_of(self.guard) or 0
-
-
-def test_loader_workers_have_a_process_each(guard: Guarded) -> None:
-    names = ["0", "1", "hang_on_open", "3", "4", "die_on_get", "hang_on_get", "7", "8", "9"]
-    own = guard(named("good.mp4"))  # its process must not be shared
-    loader = DataLoader(
-        Files(names, guard),
-        batch_size=None,
-        num_workers=2,
-        multiprocessing_context="fork",  # "spawn" pickles, see above
-        timeout=60,
-    )
-    start = time.monotonic()
-    seen = list(loader)
-    assert [value for _, value, _ in seen] == [
-        *("0", "1", "timeout", "3", "4"),
-        *("decoder_died", "timeout", "2", "3", "4"),
-    ]
-    assert len({worker for worker, _, _ in seen}) == 2
-    assert pid_of(guard) not in {child for _, _, child in seen}
-    assert time.monotonic() - start < 2 * LIMIT_S + 10
-    assert own.get([3]).max() == 3
-    for child in {child for _, _, child in seen if child}:
-        assert wait_for_end(child, 3)  # with its worker
-
-
-def test_real_decoders_in_loader_workers(clips: Clips) -> None:
-    guard = Guarded(open_auto)
-    videos = [clips("constant.mp4"), asset_path("video", "big_buck_bunny.mp4")] * 4
-    loader = DataLoader(
-        videos,  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=2,
-        collate_fn=lambda path: guard(VideoFile(path)).get([5]).shape,
-    )
-    assert list(loader) == [(1, 64, 96, 3), (1, 180, 320, 3)] * 4
+@pytest.mark.parametrize("option", ["auto", "decord", "pyav"])
+def test_options_are_guarded(option: str, clips: Clips) -> None:
+    if option == "decord":
+        pytest.importorskip("decord")
+    config = compose_config("model=qwen3vl_tiny", f"frame_reader={option}")
+    guard = build(config.processor).video.open_reader
+    assert isinstance(guard, Guarded)
+    assert numbers(guard(VideoFile(clips("constant.mp4"))).get([5, 3])) == [5, 3]
+    assert b"hydra" not in guard._pickled
+    guard.close()

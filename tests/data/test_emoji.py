@@ -4,7 +4,6 @@ import pytest
 from vlmkit.build import build, compose_config
 from vlmkit.data.emoji import ARTISTS, EmojiSet
 from vlmkit.data.emoji_questions import Count, Group, Name, lay_out
-from vlmkit.data.mixture import Mixture, Weighted
 from vlmkit.data.quickstart import ClipSource, EmojiSource
 
 
@@ -85,21 +84,8 @@ def test_clip_questions_need_the_pixels_and_never_repeat_training_moments():
     assert {train[i].answer for i in range(80)} == set(ClipSource.ACTIONS.values())
 
 
-def test_mixture_keeps_its_weights_and_order(emoji):
-    parts = {
-        "a": Weighted(EmojiSource(emoji, Name(), "a", 1000), 3.0),
-        "b": Weighted(EmojiSource(emoji, Group(), "b", 1000), 1.0),
-    }
-    names = [Mixture(parts, seed=0)[i].source for i in range(400)]
-    assert names.count("a") / 400 == pytest.approx(0.75, abs=0.09)  # four standard errors
-    assert names == [Mixture(parts, seed=0)[i].source for i in range(400)]
-    assert names != [Mixture(parts, seed=1)[i].source for i in range(400)]
-    with pytest.raises(ValueError, match="positive weights"):
-        Mixture({"a": Weighted(parts["a"].source, 0.0)})
-
-
 def test_validation_never_shows_training_pictures():
-    config = compose_config()
+    config = compose_config("run_dir=unused")
     data = build(config.data)
     train = config.emoji.train
     for name, source in data.validation.items():
@@ -111,6 +97,14 @@ def test_validation_never_shows_training_pictures():
         }
         new_artist = not set(source.emoji.artists) & set(seen.artists)
         assert new_concept or new_artist, name
+
+
+def test_training_asks_about_every_concept_before_any_returns():
+    """Also as the quickstart mixes its sources."""
+    data = build(compose_config("run_dir=unused").data)
+    at = data.mixture.locate(np.arange(4000))
+    drawings = at.position[at.part == data.mixture.names.index("drawing")]
+    assert drawings.tolist() == list(range(len(drawings)))
 
 
 def test_every_concept_is_asked_about_once_before_any_returns(emoji):

@@ -6,8 +6,8 @@ from PIL import Image
 
 from vlmkit.assets import asset_path
 from vlmkit.build import build, compose_config
-from vlmkit.data.processor import Processor
 from vlmkit.data.media import ImageArray, ImageFile, VideoFile
+from vlmkit.data.processor import Processor
 from vlmkit.data.record import Conversation, ImagePart, Message, TextPart, VideoPart
 from vlmkit.data.template import InstructTemplate, TextPiece
 from vlmkit.errors import MediaError

@@ -70,7 +70,7 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
     assert read.key == "k"
     assert len(read) == 3
     assert read.usable.tolist() == [True, False, False]
-    assert read.mean_tokens == 10
+    assert read.mean_tokens == pytest.approx(10 / 3)
     assert [read.reason(i) for i in range(3)] == [None, REASONS[0], REASONS[-1]]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.parquet"]
 
@@ -174,6 +174,24 @@ def test_a_folder_of_tables(processor, tmp_path, caplog):
         Mixture(parts, sizes=tmp_path, unit=TokenUnit())
     table_of(parts["b"], processor, ROWS.limits).save(tmp_path / "b.parquet")
     assert Mixture(parts, sizes=tmp_path, unit=TokenUnit()).shares.sum() == pytest.approx(1)
+    none = SizeTable(sizes=sizes_of([0] * 30), codes=np.ones(30, np.uint8))
+    useless = {"a": replace(parts["a"], sizes=none)}
+    with pytest.raises(ValueError, match=r"no sample of \['a'\] can be used"):
+        Mixture(useless, unit=TokenUnit())
+
+
+def test_tokens_of_sources_are_in_the_ratio_of_their_weights(processor):
+    """Also where one of them has samples that bring none."""
+    sources = {"a": Numbered(90, frozenset(range(0, 90, 2))), "b": Numbered(80)}
+    parts = {name: Weighted(source=source) for name, source in sources.items()}
+    tables = {name: table_of(part, processor, ROWS.limits) for name, part in parts.items()}
+    parts = {name: replace(part, sizes=tables[name]) for name, part in parts.items()}
+    mixture = Mixture(parts, unit=TokenUnit(), block=5000)
+    at = mixture.locate(np.arange(mixture.block))
+    tokens = [
+        tables[name].sizes.tokens[at.position[at.part == i]].sum() for i, name in enumerate(parts)
+    ]
+    assert tokens[0] / tokens[1] == pytest.approx(1, abs=0.03)  # measured 0.0008
 
 
 def test_filling_rows_from_headers_says_that_measuring_helps(processor, tmp_path, caplog):

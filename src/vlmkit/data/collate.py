@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmkit.batch import IGNORED_LABEL, Segments, VisionInputs, VLMBatch
+from vlmkit.data.patch_memory import joined
 from vlmkit.data.processor import Example, Processor
 from vlmkit.data.record import Conversation
 from vlmkit.position.ids import mrope_position_ids
@@ -70,7 +71,7 @@ def collate(
     grids = [grid for example in examples for grid in example.grids]
     vision = None
     if grids:
-        patches = torch.cat([example.patches for example in examples if example.grids])
+        patches = joined([example.patches for example in examples if example.grids])
         vision = VisionInputs.from_grids(patches, grids, merge_size)
     return VLMBatch(
         input_ids=input_ids,

@@ -16,6 +16,7 @@ from vlmkit.batch import StepBatch
 from vlmkit.data.collate import collate
 from vlmkit.data.mixture import Mixture, Source, Weighted, digest
 from vlmkit.data.packing import deal, pack_all
+from vlmkit.data.patch_memory import empty_patches
 from vlmkit.data.processor import Example, Plan, Processor
 from vlmkit.data.samples import Samples, Skipped
 from vlmkit.data.size_table import is_measurable
@@ -109,27 +110,50 @@ class TrainingSteps(Dataset[StepBatch]):
         planned = self.planner.rows(self.samples, ticket)
         failed: list[Skipped] = []
         rows: list[list[Example]] = []
-        for number in deal(planned.costs, self.world_size)[self.rank]:
-            row: list[Example] = []
-            for index in planned.rows[number]:
-                plan = planned.plans.pop(index, None) or self.samples.plan(index)
-                if isinstance(plan, Plan) and not self._has_room(row, plan):
-                    plan = self.samples.outgrown(plan, index)
-                loaded = self.samples.load(plan, index) if isinstance(plan, Plan) else plan
+        mine = deal(planned.costs, self.world_size)[self.rank]
+        together = self.rows.rows_per_micro_batch
+        for first in range(0, len(mine), together):
+            numbers = mine[first : first + together]
+            plans = [self._plans(planned, planned.rows[number], failed) for number in numbers]
+            rows += self._decoded(plans, failed)
+        return planned, rows, failed
+
+    def _plans(
+        self, planned: StepRows, row: Sequence[int], failed: list[Skipped]
+    ) -> list[tuple[int, Plan]]:
+        """Plans of a row, with the indices of their samples."""
+        plans: list[tuple[int, Plan]] = []
+        room = self.samples.limits
+        for index in row:
+            plan = planned.plans.pop(index, None) or self.samples.plan(index)
+            if isinstance(plan, Plan) and not room.hold(plan):
+                plan = self.samples.outgrown(plan, index)
+            if isinstance(plan, Skipped):
+                failed.append(plan)
+            else:
+                plans.append((index, plan))
+                room = room.without(plan)
+        return plans
+
+    def _decoded(
+        self, rows: Sequence[Sequence[tuple[int, Plan]]], failed: list[Skipped]
+    ) -> list[list[Example]]:
+        """Rows of a micro-batch, their patches one after the other in memory."""
+        count = sum(plan.num_patches for row in rows for _, plan in row)
+        patches = empty_patches(count, self.samples.processor.image.patch_dim)
+        at = 0
+        decoded: list[list[Example]] = []
+        for row in rows:
+            examples: list[Example] = []
+            for index, plan in row:
+                loaded = self.samples.load(plan, index, patches[at : at + plan.num_patches])
+                at += plan.num_patches
                 if isinstance(loaded, Skipped):
                     failed.append(loaded)
                 else:
-                    row.append(loaded)
-            rows.append(row)
-        return planned, rows, failed
-
-    def _has_room(self, row: list[Example], plan: Plan) -> bool:
-        """Always, unless a file is no longer what it was when its size was measured."""
-        plans = [plan, *(example.plan for example in row if example.plan is not None)]
-        limits = self.samples.limits
-        return sum(each.num_tokens for each in plans) <= limits.tokens and (
-            limits.patches is None or sum(each.num_patches for each in plans) <= limits.patches
-        )
+                    examples.append(loaded)
+            decoded.append(examples)
+        return decoded
 
 
 class TicketSampler(Sampler[Ticket]):

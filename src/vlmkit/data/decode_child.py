@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -96,7 +97,8 @@ class Child:
             raise DiedError("it talks nonsense")
         try:
             reply: dict[str, Any] = json.loads(bytes(self._read(num_header, deadline)))
-        except ValueError as error:
+            reply["logs"]
+        except (ValueError, TypeError, KeyError) as error:
             raise DiedError("it talks nonsense") from error
         if expected is not None and num_content != (0 if "error" in reply else expected):
             raise DiedError(f"it answers with {num_content} bytes, not {expected}")
@@ -175,7 +177,5 @@ def _end(process: subprocess.Popen[bytes], chatter: IO[bytes], owner: int) -> No
 
 def _widen(pipe: int) -> None:
     """Room for more than 64 KiB: fewer turns between the two processes."""
-    import fcntl
-
     with suppress(AttributeError, OSError):  # Linux only; the system may allow less
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -93,9 +93,8 @@ class _Pipes:
         poll = select.poll()
         poll.register(file, event)
         while not poll.poll(1000 * _PATIENCE_S):
-            if (
-                os.getppid() != self._parent
-            ):  # other processes may hold copies of its ends of the pipes
+            # A pipe does not end while another process holds a copy of the parent's end.
+            if os.getppid() != self._parent:
                 raise _ParentGoneError
 
 
@@ -194,7 +193,7 @@ def main(parent: int) -> None:
         except _ParentGoneError:
             return
         _forget_chatter()
-        signal.setitimer(signal.ITIMER_REAL, ask["limit_s"] + GRACE_S)
+        signal.setitimer(signal.ITIMER_REAL, min(ask["limit_s"], 1e7) + GRACE_S)
         try:
             reply, content = server.answer(ask, payload)
         except Exception as error:

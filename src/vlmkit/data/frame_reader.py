@@ -8,8 +8,10 @@
 | `open_auto` | the first of decord and PyAV that can | | | | one of the two |
 | `FrameSequenceReader` | a list of pictures; given one, every other reader is one of these | | | | |
 
-Whichever it is: a file with sound only, or with no frame at all, is an error (`no_frames`), and so is one
-whose frames have no times (`no_clock`); a single frame is a video of 0 s; sizes may be odd.
+Whichever it is: text and playlists are refused, so that nothing is fetched (`network_refused`); a file
+with sound only, or with no frame at all, is an error (`no_frames`), and so is one whose frames have no
+times (`no_clock`); a single frame is a video of 0 s; sizes may be odd; of damage inside, decoders mend
+what they can.
 `vlmkit.data.decode_process.Guarded` runs any of them in a process that can be killed.
 """
 

@@ -50,6 +50,8 @@ class Weighted:
         weight: its share, relative to the others'; what it counts is the mixture's `unit`.
         temperature: also multiply the weight by the source's size to the power 1 / temperature:
             1 samples in proportion to size, larger values flatten that. None: size does not count.
+        shuffle: take the samples in an order that is drawn anew for each epoch; False: in their own,
+            for sources that make samples up as they go.
         text_only: counts for the mixture's `text_share`.
         over_length: what may be done to samples that do not fit into a row, in this order; what
             still does not fit is left out and counted.
@@ -59,6 +61,7 @@ class Weighted:
     source: Source
     weight: float = 1.0
     temperature: float | None = None
+    shuffle: bool = True
     text_only: bool = False
     over_length: tuple[Remedy, ...] | list[Remedy] = ()
     sizes: SizeTable | None = None
@@ -97,10 +100,14 @@ class TokenUnit:
         if missing:
             raise ValueError(
                 f"weights that count tokens need the sizes of all samples, {missing} have none: run "
-                "python -m vlmkit.stats with the same options once, it writes them"
+                "python -m vlmkit.stats write_sizes=true with the same options once, and name what it "
+                "wrote: data.mixture.sizes=<out>/sizes"
             )
-        means = [part.sizes.mean_tokens for part in parts.values() if part.sizes is not None]
-        return weights / means
+        sizes = {name: part.sizes for name, part in parts.items() if part.sizes is not None}
+        means = {name: table.mean_tokens for name, table in sizes.items()}
+        if useless := [name for name, mean in means.items() if not mean]:
+            raise ValueError(f"no sample of {useless} can be used: leave such sources out")
+        return weights / list(means.values())
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ class Mixture:
                 now = epoch[mine] == turn
                 order = Permutation(size, (self._seed, int(number), int(turn)))
                 at[now] = order(place[now])
-            position[mine] = at
+            position[mine] = at if self._list[number].shuffle else place
         return Located(part, position, epoch)
 
     @property
@@ -218,6 +225,7 @@ class Mixture:
                 name: {
                     "samples": len(part.source),
                     "per_block": int(count),
+                    "shuffle": part.shuffle,
                     "content": getattr(part.source, "fingerprint", None),
                 }
                 for (name, part), count in zip(self.parts.items(), self.counts, strict=True)

@@ -6,6 +6,7 @@ decoded. What planning counts is by construction what decoding yields.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from vlmkit.batch import Grid
 from vlmkit.data.image import ImageTransform, PlannedImage
+from vlmkit.data.patch_memory import joined
 from vlmkit.data.record import Conversation, ImagePart
 from vlmkit.data.template import ChatTemplate, TextPiece
 from vlmkit.data.tokenizer import special_tokens_of
@@ -39,8 +41,8 @@ class PlannedMedia(Protocol):
         """Temporal patches, rows and columns, in patches."""
         ...
 
-    def patches(self) -> Tensor:
-        """Decode; (patches, patch_dim) float32, as many as the grid says.
+    def patches(self, out: Tensor | None = None) -> Tensor:
+        """Decode; (patches, patch_dim) float32, as many as the grid says, in `out` if it is given.
 
         Raises:
             MediaError: it cannot be decoded.
@@ -78,16 +80,27 @@ class Plan:
         """Of all media, in order."""
         return tuple(item.grid for item in self.media)
 
-    def load(self) -> Example:
+    def load(self, out: Tensor | None = None) -> Example:
         """Decode the media.
+
+        Args:
+            out: takes their patches, (num_patches, patch_dim) float32.
 
         Raises:
             MediaError: one cannot be decoded; names it.
         """
-        patches = [item.patches() for item in self.media]
+        if out is None:
+            decoded = [item.patches() for item in self.media]
+            patches = joined(decoded) if decoded else torch.zeros(0, 0)
+        else:
+            patches, at = out, 0
+            for item, grid in zip(self.media, self.grids, strict=True):
+                count = math.prod(grid)
+                item.patches(out[at : at + count])
+                at += count
         return Example(
             spans=self.spans,
-            patches=torch.cat(patches) if patches else torch.zeros(0, 0),
+            patches=patches,
             grids=self.grids,
             source=self.conversation.source,
             meta=self.conversation.meta,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vlmkit.data.mixture import Mixture, Weighted
 from vlmkit.data.over_length import PlanAgain, Remedy, fit
@@ -108,10 +109,10 @@ class Samples:
                 )
         return sizes, skipped
 
-    def load(self, plan: Plan, index: int) -> Any:
-        """Decode a plan: an Example, or why not."""
+    def load(self, plan: Plan, index: int, out: Tensor | None = None) -> Any:
+        """Decode a plan: an Example, or why not; `out` takes its patches if it is given."""
         try:
-            return plan.load()
+            return plan.load(out)
         except DataError as error:
             conversation = plan.conversation
             return Skipped(

@@ -82,8 +82,8 @@ class SizeTable:
 
     @property
     def mean_tokens(self) -> float:
-        """Tokens of a usable sample on average."""
-        return float(self.sizes.tokens[self.usable].mean()) if self.usable.any() else 0.0
+        """Tokens that a sample brings on average; one that cannot be used brings none."""
+        return float(self.sizes.tokens[self.usable].sum()) / max(len(self), 1)
 
     def reason(self, position: int) -> Reason | None:
         """Why a sample cannot be used, or None."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlmkit.batch import Grid
 from vlmkit.data.frame_reader import TICK_S, FrameReader, OpenReader, open_auto
-from vlmkit.data.image import fit_to_budget, normalize, patchify, resize
+from vlmkit.data.image import fit_to_budget, normalized_patches, resize
 from vlmkit.data.media import VideoRef
 from vlmkit.errors import MediaError, Reason
 
@@ -128,37 +128,46 @@ class PlannedVideo:
         """For messages."""
         return self.video.name
 
-    def patches(self) -> Tensor:
-        """Decode, resize, normalise and cut up; (patches, patch_dim) float32.
+    def patches(self, out: Tensor | None = None) -> Tensor:
+        """Decode, resize, normalise and cut up; (patches, patch_dim) float32, in `out` if it is given.
+
+        Few frames at a time are there in their full size.
 
         Raises:
             MediaError: a frame cannot be decoded.
         """
         transform = self.transform
-        patches = patchify(
-            self._resized_frames(),
-            patch_size=transform.patch_size,
-            temporal_patch_size=transform.temporal_patch_size,
-            merge_size=transform.merge_size,
-        )
-        return normalize(patches, transform.mean, transform.std)
-
-    def _resized_frames(self) -> Tensor:
-        """Kept frames, (frames, 3, height, width) uint8, few at a time in their full size."""
-        height, width = (side * self.transform.patch_size for side in self.grid[1:])
-        resized: list[Tensor] = []
-        for at in range(0, len(self.frame_indices), _FRAMES_AT_ONCE):
-            pixels = self.reader.get(self.frame_indices[at : at + _FRAMES_AT_ONCE])
-            if pixels.shape[1:3] != self.source_size:
-                raise MediaError(
-                    f"video {self.name}: the size of its frames changes from {self.source_size} to "
-                    f"{pixels.shape[1:3]} (height, width); re-encode it at one size"
-                )
-            frames = rearrange(
-                torch.from_numpy(pixels), "frame height width channel -> frame channel height width"
+        time, rows, columns = self.grid
+        height, width = rows * transform.patch_size, columns * transform.patch_size
+        patch_dim = 3 * transform.temporal_patch_size * transform.patch_size**2
+        if out is None:
+            out = torch.empty(time * rows * columns, patch_dim)
+        step = max(_FRAMES_AT_ONCE // transform.temporal_patch_size, 1)  # temporal patches
+        per_time = rows * columns
+        for first in range(0, time, step):
+            normalized_patches(
+                resize(self._frames(first, first + step), height, width),
+                patch_size=transform.patch_size,
+                temporal_patch_size=transform.temporal_patch_size,
+                merge_size=transform.merge_size,
+                mean=transform.mean,
+                std=transform.std,
+                out=out[first * per_time : (first + step) * per_time],
             )
-            resized.append(resize(frames, height, width))
-        return torch.cat(resized)
+        return out
+
+    def _frames(self, first: int, stop: int) -> Tensor:
+        """Kept frames of some temporal patches, (frames, 3, height, width) uint8, in their full size."""
+        size = self.transform.temporal_patch_size
+        pixels = self.reader.get(self.frame_indices[first * size : stop * size])
+        if pixels.shape[1:3] != self.source_size:
+            raise MediaError(
+                f"video {self.name}: the size of its frames changes from {self.source_size} to "
+                f"{pixels.shape[1:3]} (height, width); re-encode it at one size"
+            )
+        return rearrange(
+            torch.from_numpy(pixels), "frame height width channel -> frame channel height width"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,11 @@ class Limits:
             self.patches is None or plan.num_patches <= self.patches
         )
 
+    def without(self, plan: Plan) -> Limits:
+        """What is left for others in a row that holds a sample."""
+        patches = None if self.patches is None else self.patches - plan.num_patches
+        return Limits(self.tokens - plan.num_tokens, patches)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerWork:

@@ -264,7 +264,7 @@ def test_parts_of_sources_can_be_sent_named_and_told_apart():
         (lambda: Split(Numbers(9), every=1), "every is 1"),
         (
             lambda: Split(Numbers(1), True, every=100),
-            "of 1 rows none is on this side.* lower every",
+            "of 1 rows none is on this side.* lower split.every",
         ),
         (lambda: Subset(Numbers(9)), "give one of them"),
         (lambda: Subset(Numbers(9), share=0.5, count=3), "give one of them"),

@@ -9,8 +9,12 @@ from typing import Any, ClassVar
 
 from vlmkit.data.frames.base import FrameReader
 from vlmkit.data.frames.sequence_reader import FrameSequenceReader
+from vlmkit.data.image_decode import MACHINE_ERRORS
 from vlmkit.data.media import FrameSequence, VideoFile, VideoRef
 from vlmkit.errors import MediaError, Reason
+
+_HEAD_BYTES = 1 << 16
+_PLAYLISTS = (b"#EXTM3U", b"<MPD", b"<CompositionPlaylist", b"ffconcat", b"c=IN IP")
 
 
 class ContainerReader(FrameReader):
@@ -29,8 +33,17 @@ class ContainerReader(FrameReader):
         return super().__new__(cls)
 
     def __init__(self, video: VideoRef) -> None:
+        """Find the file, or fetch its bytes.
+
+        Raises:
+            MediaError: there is nothing to decode, or text.
+        """
         self._name = video.name
         self._size: tuple[int, int] | None = None
+        self._source = source_of(video)
+        self._head = self._source if isinstance(self._source, bytes) else _head(self._source)
+        self._head = self._head[:_HEAD_BYTES]
+        self._refuse_text()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -38,6 +51,18 @@ class ContainerReader(FrameReader):
         if self._size is None:
             self._size = super().size
         return self._size
+
+    def _refuse_text(self) -> None:
+        """FFmpeg opens playlists too, and fetches what they name from the network; decord lets it do so."""
+        # Every container has zero bytes, and a text ends at the first as FFmpeg reads it.
+        text, zero, _ = self._head.partition(b"\0")
+        if any(mark in text for mark in _PLAYLISTS):
+            raise MediaError(
+                f"video {self._name}: it is a playlist or a stream's description, not a video",
+                Reason.NETWORK_REFUSED,
+            )
+        if not zero:
+            raise MediaError(f"video {self._name}: cannot be decoded (it is text)")
 
     def _error(self, reason: object, code: Reason = Reason.UNREADABLE) -> MediaError:
         text = str(reason).strip().split("\n", maxsplit=1)[0] or type(reason).__name__
@@ -61,13 +86,23 @@ def source_of(video: VideoRef) -> Path | bytes:
         is_file = video.path.is_file()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MediaError(f"video {video.name}: file not found", Reason.MISSING_FILE) from error
-    except (OSError, ValueError) as error:  # no permission, an unusable name
+    except (OSError, ValueError) as error:  # an unusable name
         raise MediaError(f"video {video.name}: cannot be opened ({error})") from error
     if not is_file:
         raise MediaError(f"video {video.name}: not a file")
     if not num_bytes:
         raise MediaError(f"video {video.name}: file is empty", Reason.NO_FRAMES)
     return video.path
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
+        raise MediaError(f"video {path}: cannot be opened ({error})") from error
 
 
 def openable(source: Path | bytes) -> str | io.BytesIO:

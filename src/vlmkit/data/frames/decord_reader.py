@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from vlmkit.data.frames.container_reader import (
     ContainerReader,
     import_decoder,
     openable,
-    source_of,
 )
 from vlmkit.data.media import VideoRef
 from vlmkit.errors import MediaError, Reason
@@ -46,8 +44,7 @@ class DecordReader(ContainerReader):
         """
         super().__init__(video)
         decord = import_decoder("decord")
-        source = source_of(video)
-        if reason := _misread(_head(source)):
+        if reason := _misread(self._head):
             raise self._error(reason)
         # Its errors share no base class, and their text may be bytes of a damaged file.
         self._failures = (
@@ -58,7 +55,7 @@ class DecordReader(ContainerReader):
         )
         try:
             self._reader = decord.VideoReader(
-                openable(source),
+                openable(self._source),
                 num_threads=num_threads,
                 fault_tol=1e-6,  # the accepted share of damaged frames; 0 accepts all of them
             )
@@ -90,13 +87,6 @@ class DecordReader(ContainerReader):
         if "Invalid frame count" in str(error):
             return self._error("no frames", Reason.NO_FRAMES)
         return self._error(re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", str(error).strip()))
-
-
-def _head(source: Path | bytes, num_bytes: int = 4096) -> bytes:
-    if isinstance(source, bytes):
-        return source[:num_bytes]
-    with source.open("rb") as file:
-        return file.read(num_bytes)
 
 
 def _misread(head: bytes) -> str | None:

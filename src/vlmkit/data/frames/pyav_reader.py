@@ -14,7 +14,6 @@ from vlmkit.data.frames.container_reader import (
     ContainerReader,
     import_decoder,
     openable,
-    source_of,
 )
 from vlmkit.data.media import MAX_SOURCE_PIXELS, VideoRef
 from vlmkit.errors import Reason
@@ -52,9 +51,12 @@ class PyAVReader(ContainerReader):
         super().__init__(video)
         av = import_decoder("av")
         self._failure = av.FFmpegError
-        source = source_of(video)
         try:
-            self._container = av.open(openable(source), metadata_errors="replace")
+            self._container = av.open(
+                openable(self._source),
+                options={"protocol_whitelist": "file"},  # nothing that a damaged file may name
+                metadata_errors="replace",
+            )
             self._stream = self._container.streams.best("video")
             if self._stream is None:
                 raise self._error("no video stream", Reason.NO_FRAMES)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmkit.data.frames.base import TICK_S
-from vlmkit.data.frames.container_reader import ContainerReader, import_decoder, source_of
+from vlmkit.data.frames.container_reader import ContainerReader, import_decoder
 from vlmkit.data.frames.pyav_reader import PyAVReader
 from vlmkit.data.media import InMemory, VideoBlob, VideoRef
 
@@ -36,13 +36,15 @@ class TorchCodecReader(ContainerReader):
         """
         super().__init__(video)
         decoders = import_decoder("torchcodec.decoders")
-        source = source_of(video)
-        if isinstance(source, bytes):
-            video = VideoBlob(InMemory(source, video.name))  # fetched once for both
+        if isinstance(self._source, bytes):
+            video = VideoBlob(InMemory(self._source, video.name))  # fetched once for both
         self.pts_s = PyAVReader(video, num_threads).pts_s
         try:
             self._decoder = decoders.VideoDecoder(
-                source, dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact"
+                self._source,
+                dimension_order="NHWC",
+                num_ffmpeg_threads=num_threads,
+                seek_mode="exact",
             )
         except (RuntimeError, ValueError) as error:
             raise self._error(error) from error

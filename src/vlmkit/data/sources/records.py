@@ -85,7 +85,7 @@ class Split:
         self._size = runs + last_holds_out if held_out else len(source) - runs - last_holds_out
         if not self._size:
             raise ConfigError(
-                f"of {len(source)} rows none is on this side of the split: lower every, {every}"
+                f"of {len(source)} rows none is on this side of the split: lower split.every, {every}"
             )
 
     @property
