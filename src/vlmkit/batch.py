@@ -236,6 +236,7 @@ class StepBatch(Movable):
     micro_batches: tuple[VLMBatch, ...]  # one at least
     tokens: dict[str, int]  # by source, of this rank, visual ones included
     samples: dict[str, int]  # used, by source
+    rows_hash: int = 0  # of the step's rows over all ranks, which must all have planned the same
     skipped: tuple[Any, ...] = ()  # `vlmkit.data.samples.Skipped`, each reported by one rank
 
     @property

@@ -77,7 +77,8 @@ def main(config: DictConfig) -> float:
     after = scores(trainer, module, data)
 
     folder.save_weights(model, data.processor.tokenizer)
-    loss_curve(folder.metrics, folder.plots / "loss.png")
+    if folder.metrics.is_file():  # a run of fewer than trainer.log_every_n_steps steps has none
+        loss_curve(folder.metrics, folder.plots / "loss.png")
     if data.validation:
         report(folder, data, before, after, seconds)
         samples = answer_samples(model, data.processor, data.validation, per_source=3)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.data.toys import Numbered
 from vlmkit.build import build, compose_config
 from vlmkit.data.measure import Job, Measuring, evenly_spaced
 from vlmkit.data.measured import Measured
-from vlmkit.data.media import ImageArray
+from vlmkit.data.media import ImageArray, ImageFile
 from vlmkit.data.mixture import Weighted
 from vlmkit.data.over_length import DropTurns, ShrinkMedia
 from vlmkit.data.processor import Example, Processor
@@ -242,6 +244,39 @@ def test_an_interrupted_measurement_goes_on_where_it_stood(processor, tmp_path):
     healthy.opened.clear()
     measure(parts, Limits(100))
     assert len(healthy.opened) == 600  # another row length is another measurement
+
+
+@dataclass(frozen=True)
+class Filed:
+    """Pictures in files, every other record without one."""
+
+    folder: Path
+    fingerprint: str = "files"
+
+    def __len__(self) -> int:
+        return 300
+
+    def __getitem__(self, index: int) -> Conversation:
+        media = (ImagePart(ImageFile(self.folder / f"{index % 4}.png")),) if index % 2 else ()
+        asked = Message(role="user", parts=(*media, TextPart("what?" * (index % 7))))
+        return Conversation(messages=(asked, Message(role="assistant", parts=(TextPart("it"),))))
+
+
+def test_files_that_were_missing_are_looked_for_again(processor, tmp_path):
+    parts = {"a": Weighted(source=Filed(tmp_path))}
+
+    def measure():
+        with Measuring(parts, processor, LIMITS, 0, tmp_path / "kept") as measuring:
+            return measuring.source("a", np.arange(300))
+
+    assert measure().reasons() == {Reason.MISSING_FILE: 150}
+    Image.new("RGB", (64, 96)).save(tmp_path / "1.png")
+    assert measure().reasons() == {Reason.MISSING_FILE: 75}
+    Image.new("RGB", (64, 64)).save(tmp_path / "3.png")
+    measured = measure()
+    assert not measured.reasons()
+    job = Job(parts=parts, processor=processor, limits=LIMITS)
+    assert equal(measured, job.measure("a", np.arange(300)))
 
 
 def test_a_source_that_does_not_say_what_it_holds_is_measured_anew(processor, tmp_path):

@@ -88,7 +88,8 @@ def test_weights_can_count_epochs_tokens_and_sizes():
 
     for temperature, expected in ((1.0, 0.25), (2.0, 1 / (1 + 3**0.5)), (1e9, 0.5)):
         both = {
-            n: Weighted(source=s, temperature=temperature) for n, s in zip("ab", (small, large))
+            n: Weighted(source=s, temperature=temperature)
+            for n, s in zip("ab", (small, large), strict=True)
         }
         assert Mixture(both).shares[0] == pytest.approx(expected)
 

@@ -46,15 +46,14 @@ def test_what_is_kept_fits_and_is_whole(exchanges, side, limit, words):
     processor = PROCESSOR[0]
     conversation = talk(exchanges, side, words)
     limits = Limits(limit)
-    try:
-        plan = plan_within(conversation, processor, limits, [ShrinkMedia(), DropTurns()])
-    except DataError as error:
-        assert error.code == Reason.TOO_LONG
-        shortest = processor.plan(talk(1, side, words), media_share=0.05)
-        assert (
-            shortest.num_tokens > limit or processor.plan(talk(1, side, words)).num_tokens > limit
-        )
+    remedies = [ShrinkMedia(), DropTurns()]
+    shortest = processor.plan(talk(1, side, words), media_share=0.8**13).num_tokens
+    if shortest > limit:
+        with pytest.raises(DataError) as caught:
+            plan_within(conversation, processor, limits, remedies)
+        assert caught.value.code == Reason.TOO_LONG
         return
+    plan = plan_within(conversation, processor, limits, remedies)
     assert limits.hold(plan)
     example = plan.load()
     assert example.num_tokens == plan.num_tokens <= limit
@@ -75,7 +74,7 @@ def _processor_for_properties(processor):
 
 def fitted(processor, conversation, limits, remedies) -> Plan:
     again = lambda shorter, share: processor.plan(shorter, media_share=share)  # noqa: E731
-    return fit(processor.plan(conversation), limits, remedies, again)
+    return fit(processor.plan(conversation), limits, remedies, again)[0]
 
 
 def test_remedies_are_tried_in_order(processor):
@@ -90,6 +89,23 @@ def test_remedies_are_tried_in_order(processor):
         DataError, match=r"talk:1: \d+ tokens and 4800 patches do not fit into a row of"
     ):
         fitted(processor, conversation, Limits(900), [])
+
+
+def test_many_ordinary_pictures_shrink_as_one_large_one_does(processor):
+    """The share is one of each picture's own area, not of a bound that none of them reaches."""
+    conversation = talk(12, side=320)  # 100 visual tokens each
+    plan = fitted(processor, conversation, Limits(800), [ShrinkMedia()])
+    assert len(plan.grids) == 12
+    assert {grid[1] for grid in plan.grids} == {plan.grids[0][1]}
+
+
+def test_remedies_are_combined_where_neither_is_enough(processor):
+    conversation = talk(11, side=640, words=30)
+    for alone in ([ShrinkMedia()], [DropTurns()]):
+        with pytest.raises(DataError, match="do not fit"):
+            fitted(processor, conversation, Limits(300), alone)
+    plan = fitted(processor, conversation, Limits(300), [ShrinkMedia(), DropTurns()])
+    assert 1 < len(plan.conversation.messages) < 22
 
 
 def test_the_budget_of_patches_counts_too(processor):

@@ -1,4 +1,4 @@
-"""Rows that are full and alike, under two budgets; nothing lost, nothing doubled, nothing waiting for ever."""
+"""Rows that are full and alike, under two budgets; nothing lost, nothing doubled, nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -44,17 +44,24 @@ def test_filling_rows_loses_nothing_and_takes_the_oldest(mix, num_rows):
     assert packed.left == sorted(packed.left)
 
 
-def test_no_sample_waits_for_ever():
+@pytest.mark.parametrize("row_patches", [None, 16_384])
+def test_no_sample_waits_for_ever(row_patches):
     """Each step places more; the oldest of the pool is never more than a few steps old."""
-    stream = realistic(6000, seed=1)
+
+    def wanting(pool, row_patches):
+        fewer_patches = row_patches is None or pool.patches.sum() < 1.5 * 32 * row_patches
+        return pool.tokens.sum() < 1.5 * 32 * 8192 and fewer_patches
+
+    stream = realistic(9000, seed=1)
+    stream = stream[stream.patches <= (row_patches or 10**9)]
     waiting, cursor, born = np.arange(0), 0, {}
     oldest = 0
     for step in range(12):
-        while stream.tokens[waiting].sum() < 1.5 * 32 * 8192:
+        while wanting(stream[waiting], row_patches):
             waiting = np.append(waiting, cursor)
             born[cursor] = step
             cursor += 1
-        packed = pack_rows(stream[waiting], Limits(8192), WORK, 32)
+        packed = pack_rows(stream[waiting], Limits(8192, row_patches), WORK, 32)
         waiting = waiting[packed.left]
         oldest = max([oldest, *(step - born[int(i)] for i in waiting)])
     assert oldest <= 2  # measured 1

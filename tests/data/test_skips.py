@@ -54,11 +54,14 @@ def test_sources_are_judged_apart():
 
 def test_too_many_in_a_row_end_the_run():
     log = SkipLog(max_in_a_row=4)
-    for _ in range(10):
-        log.add({"web": 1}, [skipped(0), skipped(1), skipped(2)])
-    log.add({}, [skipped(0)])
+    for _ in range(10):  # in a step that used others, their order does not matter
+        log.add({"web": 1}, [skipped(i) for i in range(9)])
+    log.add({}, [skipped(0), skipped(1), skipped(2)])
+    again = SkipLog(max_in_a_row=4)
+    again.load_state_dict(log.state_dict())
+    again.add({"other": 8}, [skipped(3)])
     with pytest.raises(TooManySkippedError, match="web: 5 samples in a row"):
-        log.add({"other": 8}, [skipped(4)])
+        again.add({"other": 8}, [skipped(4)])
 
 
 def test_reasons_survive_the_way_from_a_worker():

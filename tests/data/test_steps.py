@@ -139,7 +139,9 @@ def test_global_batches_do_not_depend_on_ranks(processor, planner):
             ticket = next(tickets)
             assert ticket.step == step
             ranks = [dataset[ticket] for dataset in datasets]
-            assert sorted(sum((contents(b) for b in ranks), [])) == contents(whole[step])
+            assert sorted(item for batch in ranks for item in contents(batch)) == contents(
+                whole[step]
+            )
             reported = sorted(item.index for batch in ranks for item in batch.skipped)
             assert reported == sorted(item.index for item in whole[step].skipped)
             state = ticket.after
@@ -204,10 +206,10 @@ def test_other_data_are_refused_with_what_differs(processor):
         CheckpointError, match=r"parts.more was .*; parts.numbers.* was 61, now it is 62"
     ):
         data_module(processor, "rows", mixture=other).load_state_dict(state)
-    with pytest.raises(CheckpointError, match="limits.tokens was 160, now it is 200"):
+    with pytest.raises(CheckpointError, match=r"limits\.tokens was 160, now it is 200"):
         data_module(processor, "rows", rows=Rows(row_tokens=200)).load_state_dict(state)
     with pytest.raises(
-        CheckpointError, match="planner.class was FixedRows, now it is FixedSamples"
+        CheckpointError, match=r"planner\.class was FixedRows, now it is FixedSamples"
     ):
         data_module(processor, "samples").load_state_dict(state)
 
@@ -228,7 +230,7 @@ def test_a_step_of_bad_records_only_is_empty_padding(processor):
     assert len(batch.skipped) == 24
     (micro,) = batch.micro_batches
     assert (micro.num_samples, micro.num_tokens, len(micro.scored_index)) == (0, 0, 0)
-    with pytest.raises(ConfigError, match="none of .* samples can be used; the last: record"):
+    with pytest.raises(ConfigError, match=r"none of .* samples can be used; the last: record"):
         steps(data_module(processor, "rows", mixture=bad), 0, 1)
 
 

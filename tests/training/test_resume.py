@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint of Lightning sees the data, and takes the steps, of one that never stopped."""
+"""A run that goes on from a checkpoint of Lightning takes the steps of one that never stopped."""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from vlmkit.data.packing import deal, pack_all
 from vlmkit.data.patch_memory import empty_patches
 from vlmkit.data.processor import Example, Plan, Processor
 from vlmkit.data.samples import Samples, Skipped
+from vlmkit.data.settings_key import plain
 from vlmkit.data.size_table import is_measurable
 from vlmkit.data.skips import SkipLog
 from vlmkit.data.steps import FixedRows, State, StepPlanner, StepRows, Ticket
@@ -44,6 +46,13 @@ class Rows:
     row_patches: int | None = None
     rows_per_micro_batch: int = 1
     fixed_length: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that hold nothing."""
+        for name in ("row_tokens", "row_patches", "rows_per_micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be positive")
 
     @property
     def limits(self) -> Limits:
@@ -101,9 +110,10 @@ class TrainingSteps(Dataset[StepBatch]):
         # what headers tell is known to all ranks alike; each reports its share of it
         mine = [item for item in planned.skipped if item.index % self.world_size == self.rank]
         names = self.samples.mixture.names
-        return self.rows.step_batch(
+        batch = self.rows.step_batch(
             ticket.step, rows, [*mine, *failed], self.samples.processor, names
         )
+        return replace(batch, rows_hash=zlib.crc32(repr(planned.rows).encode()))
 
     def load(self, ticket: Ticket) -> tuple[StepRows, list[list[Example]], list[Skipped]]:
         """Rows of this rank with their samples decoded, and the samples that could not be."""
@@ -177,10 +187,19 @@ class TicketSampler(Sampler[Ticket]):
             yield ticket
 
     def state_before(self, step: int) -> State:
-        """Where the order stands when `step` is the next to be trained."""
+        """Where the order stands when `step` is the next to be trained.
+
+        Raises:
+            KeyError: the step has not been handed out yet, or lies far behind.
+        """
+        if step == self.state["step"]:
+            return self.state
+        return self._after[step]
+
+    def forget_before(self, step: int) -> None:
+        """Keep no states of steps that have been trained."""
         for done in [known for known in self._after if known < step]:
             del self._after[done]
-        return self._after.get(step, self.state)
 
 
 class ValidationSet(Dataset[StepBatch]):
@@ -265,6 +284,11 @@ class VLMDataModule(L.LightningDataModule):
             prefetch_steps: steps that each worker prepares ahead.
         """
         super().__init__()
+        if num_workers < 0 or prefetch_steps < 1 or validation_samples < 1:
+            raise ValueError(
+                f"num_workers is {num_workers}, prefetch_steps {prefetch_steps} and validation_samples "
+                f"{validation_samples}; the first may be 0, the others must be positive"
+            )
         self.mixture, self.validation = mixture, validation
         self.processor, self.rows, self.planner, self.work = processor, rows, planner, work
         self.num_steps, self.num_workers = num_steps, num_workers
@@ -302,11 +326,15 @@ class VLMDataModule(L.LightningDataModule):
         ]
 
     def on_before_batch_transfer(self, batch: StepBatch, dataloader_idx: int) -> StepBatch:
-        """Count what was left out, before the step is trained.
+        """Count what was left out of training, before the step is trained.
 
         Raises:
             TooManySkippedError: a cap is exceeded.
         """
+        if self.trainer is not None and not self.trainer.training:
+            return batch  # held-out samples come up again and again
+        if self._sampler is not None:
+            self._sampler.forget_before(batch.step)
         self.skips.add(batch.samples, batch.skipped)
         return batch
 
@@ -341,7 +369,7 @@ class VLMDataModule(L.LightningDataModule):
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What the order of samples and their division into steps depend on."""
-        settings = {k: v for k, v in vars(self.planner).items() if isinstance(v, int | float)}
+        settings = {name: str(plain(value)) for name, value in vars(self.planner).items()}
         return {
             **self.samples.fingerprint,
             "planner": {"class": type(self.planner).__name__, **settings},

@@ -243,14 +243,16 @@ class ImageTransform:
 
         Args:
             image: what to open.
-            share: of the largest area.
+            share: of the area that it would have; never less than the smallest area.
 
         Raises:
             MediaError: it cannot be opened, or see `smart_resize`; names the source.
         """
         source_size = image.size()
         try:
-            height, width = self._resized(*source_size, share)
+            height, width = self._resized(*source_size, self.max_pixels)
+            if share < 1:
+                height, width = self._resized(*source_size, int(height * width * share))
         except MediaError as error:
             raise MediaError(f"image {image.name}: {error}", error.code) from error
         return PlannedImage(
@@ -269,7 +271,7 @@ class ImageTransform:
         Raises:
             MediaError: see `smart_resize`.
         """
-        height, width = self._resized(image.height, image.width, 1.0)
+        height, width = self._resized(image.height, image.width, self.max_pixels)
         grid = (1, height // self.patch_size, width // self.patch_size)
         return self.patches(image, grid), grid
 
@@ -288,13 +290,13 @@ class ImageTransform:
             out=out,
         )
 
-    def _resized(self, height: int, width: int, share: float) -> tuple[int, int]:
+    def _resized(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         return smart_resize(
             height,
             width,
             factor=self.patch_size * self.merge_size,
             min_pixels=self.min_pixels,
-            max_pixels=max(self.min_pixels, int(self.max_pixels * share)),
+            max_pixels=max(self.min_pixels, max_pixels),
         )
 
 

@@ -40,7 +40,8 @@ from vlmkit.errors import MediaError, Reason
 MAX_SOURCE_PIXELS = 178_956_970
 """Pixels of a picture, or of a frame, beyond which it is not decoded: PIL's own limit for decompression
 bombs. It stands here and in no setting, for it guards memory and says nothing about training: what is
-kept of a picture is decided by the pixel budgets. In RGB such a picture takes 0.5 GB."""
+kept of a picture is decided by the pixel budgets. In RGB such a picture takes 0.5 GB, and resizing it
+four times that for a while."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """What is tried. Others can have side effects: EPS files are programs, which Ghostscript would execute."""
@@ -91,6 +92,8 @@ def decode(source: Source, name: str) -> Image.Image:
 @contextmanager
 def _opened(source: Source, name: str) -> Iterator[Image.Image]:
     """The picture with its header read. Whatever PIL's parsers trip over is the picture's fault."""
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise MediaError(f"image {name}: not a file")  # a pipe would never end
     try:
         with Image.open(source, formats=FORMATS) as image:
             width, height = image.size

@@ -38,9 +38,10 @@ from vlmkit.data.measured import (
 from vlmkit.data.mixture import Weighted
 from vlmkit.data.processor import Plan, Processor
 from vlmkit.data.samples import made_to_fit, table_key
+from vlmkit.data.size_table import REASONS
 from vlmkit.data.sources.files import short_hash
 from vlmkit.data.work import Ints, Limits
-from vlmkit.errors import ConfigError, DataError, UserError
+from vlmkit.errors import ConfigError, DataError, Reason, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,14 @@ _LARGEST_SHARD = 8192
 
 _WORTH_PROCESSES = 4096
 """Samples below which starting processes takes longer than measuring."""
+
+_MEDIA_CODES = [
+    REASONS.index(reason) + 1
+    for reason in Reason
+    if reason
+    not in (Reason.BAD_RECORD, Reason.BAD_GEOMETRY, Reason.NOTHING_SCORED, Reason.TOO_LONG)
+]
+"""Codes of what lies outside of the records, and may be mended without a trace in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +142,23 @@ class Measuring:
         found = {i: kept for i, file in enumerate(files) if (kept := _kept(file)) is not None}
         missing = [i for i in range(len(shards)) if i not in found]
         with MeasureProgress(name, len(positions), silent=not show) as progress:
-            progress.found(sum(len(part) for part in found.values()))
+            for i, kept in found.items():
+                found[i] = self._retried(name, kept)
+                progress.found(len(kept))
             for i, measured in self._shards(name, {i: shards[i] for i in missing}, progress):
                 file = files[i]
                 if file is not None:
                     measured.save(file)
                 found[i] = measured
         return Measured.joined([found[i] for i in range(len(shards))])
+
+    def _retried(self, name: str, kept: Measured) -> Measured:
+        """An earlier shard, in which samples whose files could not be read get another chance."""
+        failed = np.isin(kept.samples.code, _MEDIA_CODES)
+        if not failed.any():
+            return kept
+        again = self.job.measure(name, kept.samples.position[failed])
+        return kept.replaced(again)
 
     def _folder_of(self, name: str, positions: Ints) -> Path | None:
         """Where shards of a source are kept, if it can be told whether they still hold."""
@@ -279,7 +298,7 @@ class MeasureProgress:
         now = time.monotonic()
         if self._began is None:
             self._began = (now, self.done)  # processes have started: that is not part of the rate
-        if self.silent or now < self._next or self.done == self._began[1]:
+        if self.silent or now < max(self._next, self._began[0] + 1.0):
             return
         rate = (self.done - self._began[1]) / (now - self._began[0])
         left = (self.total - self.done) / rate

@@ -31,7 +31,7 @@ class Columns:
     def __len__(self) -> int:
         return len(next(iter(vars(self).values())))
 
-    def __getitem__(self, chosen: Flags | slice) -> Self:
+    def __getitem__(self, chosen: Flags | Ints | slice) -> Self:
         """Some of the rows."""
         return type(self)(**{name: column[chosen] for name, column in vars(self).items()})
 
@@ -105,6 +105,18 @@ class Measured:
         return cls(
             samples=_concatenated([part.samples for part in parts]),
             media=_concatenated([part.media for part in parts]),
+        )
+
+    def replaced(self, others: Measured) -> Measured:
+        """With other rows for some of the samples."""
+        stay = ~np.isin(self.samples.position, others.samples.position)
+        kept = ~np.isin(self.media.position, others.samples.position)
+        both = Measured.joined(
+            [Measured(samples=self.samples[stay], media=self.media[kept]), others]
+        )
+        return Measured(
+            samples=both.samples[np.argsort(both.samples.position, kind="stable")],
+            media=both.media[np.argsort(both.media.position, kind="stable")],
         )
 
     @classmethod

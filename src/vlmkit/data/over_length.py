@@ -38,7 +38,7 @@ class ShrinkMedia:
 
     def attempts(self, plan: Plan, plan_again: PlanAgain) -> Iterator[Plan]:
         """See `Remedy.attempts`."""
-        share = self.factor
+        share = self.factor * plan.media_share
         while plan.media and share >= self.smallest:
             yield plan_again(plan.conversation, share)
             share *= self.factor
@@ -54,21 +54,31 @@ class DropTurns:
         for last in reversed(answers[:-1]):
             kept = messages[: last + 1]
             if any(message.is_scored for message in kept):
-                yield plan_again(replace(plan.conversation, messages=kept), 1.0)
+                yield plan_again(replace(plan.conversation, messages=kept), plan.media_share)
 
 
-def fit(plan: Plan, limits: Limits, remedies: Sequence[Remedy], plan_again: PlanAgain) -> Plan:
-    """A version of a sample that fits into a row: the first that one of the remedies finds.
+def fit(
+    plan: Plan, limits: Limits, remedies: Sequence[Remedy], plan_again: PlanAgain
+) -> tuple[Plan, int]:
+    """A version of a sample that fits into a row: the first that a remedy finds on its own.
+
+    Where none does, each goes on from the shortest version of the one before it.
+
+    Returns:
+        The version, and the number of the remedy that found it: from 1, 0 for none.
 
     Raises:
         DataError: none fits (`too_long`); names the sizes.
     """
     if limits.hold(plan):
-        return plan
-    for remedy in remedies:
-        for attempt in remedy.attempts(plan, plan_again):
-            if limits.hold(attempt):
-                return attempt
+        return plan, 0
+    for together in (False, True) if len(remedies) > 1 else (False,):
+        shortest = plan
+        for number, remedy in enumerate(remedies, start=1):
+            for attempt in remedy.attempts(shortest if together else plan, plan_again):
+                if limits.hold(attempt):
+                    return attempt, number
+                shortest = attempt
     raise DataError(
         f"{plan.conversation.origin or plan.conversation.source or 'a sample'}: {plan.num_tokens} tokens "
         f"and {plan.num_patches} patches do not fit into a row of {limits.tokens} tokens"

@@ -64,8 +64,8 @@ def pack_rows(
     """Fill a number of rows from a pool of samples.
 
     First the oldest samples, largest first, each into the row that has the least to do so far, until nine
-    tenths of the tokens are placed; so none waits for ever. Then each gap takes the largest sample of the
-    pool that it can hold.
+    tenths of the tokens or of the patches are placed; so none waits for ever. Then each gap takes the
+    largest sample of the pool that it can hold.
 
     Args:
         sizes: of the pool, in order of arrival; each fits into an empty row.
@@ -86,8 +86,12 @@ def pack_rows(
         )
     first = len(tokens)
     if oldest_first:
-        capacity = _SPREAD_UNTIL * num_rows * limits.tokens
-        first = int(np.searchsorted(np.cumsum(sizes.tokens), capacity)) + 1
+        capacity = _SPREAD_UNTIL * num_rows
+        first = min(
+            int(np.searchsorted(np.cumsum(sizes.tokens), capacity * limits.tokens)),
+            int(np.searchsorted(np.cumsum(sizes.patches), capacity * max_patches)),
+        )
+        first += 1
     filling = _Rows(num_rows, limits.tokens, max_patches)
     share = np.maximum(sizes.tokens / limits.tokens, sizes.patches / max_patches)
     # The large ones decide whether all fit; among equals, those that cost more come first.

@@ -57,6 +57,7 @@ class Plan:
     conversation: Conversation
     spans: tuple[Span, ...]
     media: tuple[PlannedMedia, ...]  # in the order of their visual spans
+    media_share: float = 1.0  # of the pixel budgets
 
     @property
     def num_tokens(self) -> int:
@@ -190,6 +191,7 @@ class Processor:
             conversation=conversation,
             spans=tuple(self._tokenize(layout)),
             media=tuple(media),
+            media_share=media_share,
         )
 
     def _image_run(self, picture: PlannedImage) -> list[str | VisionSpan]:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vlmkit.data.mixture import Mixture, Weighted
-from vlmkit.data.over_length import PlanAgain, Remedy, fit
+from vlmkit.data.over_length import Remedy, fit
 from vlmkit.data.processor import Plan, Processor
 from vlmkit.data.record import Conversation
 from vlmkit.data.settings_key import plain, processor_key, processor_keys
@@ -141,6 +141,10 @@ class Samples:
             **self.mixture.fingerprint,
             "limits": {"tokens": self.limits.tokens, "patches": self.limits.patches},
             "processor": processor_key(self.processor),
+            "over_length": {
+                name: [str(plain(remedy)) for remedy in part.over_length]
+                for name, part in self.mixture.parts.items()
+            },
         }
 
     def _check_table(self, name: str, part: Weighted) -> None:
@@ -177,7 +181,7 @@ def made_to_fit(
     def again(shorter: Conversation, share: float) -> Plan:
         return processor.plan(shorter, media_share=share)
 
-    fitting, number = _fitted(plan, limits, remedies, again)
+    fitting, number = fit(plan, limits, remedies, again)
     if not fitting.num_scored:
         conversation = plan.conversation
         raise DataError(
@@ -185,19 +189,6 @@ def made_to_fit(
             Reason.NOTHING_SCORED,
         )
     return fitting, number
-
-
-def _fitted(
-    plan: Plan, limits: Limits, remedies: Sequence[Remedy], again: PlanAgain
-) -> tuple[Plan, int]:
-    if not limits.hold(plan):
-        for number, remedy in enumerate(remedies, start=1):
-            try:
-                return fit(plan, limits, [remedy], again), number
-            except DataError as error:
-                if error.code != Reason.TOO_LONG:
-                    raise
-    return fit(plan, limits, [], again), 0  # as it is, or it says what is too long
 
 
 def measure(

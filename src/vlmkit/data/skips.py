@@ -22,7 +22,7 @@ class SkipLog:
     Args:
         max_share: of a source's samples that may be left out, once `min_seen` of them came up.
         min_seen: samples of a source before its share is judged.
-        max_in_a_row: samples of a source left out with none used in between.
+        max_in_a_row: samples of a source left out over steps that used none of it.
         file: where each is written, one JSON object per line; None writes nothing.
     """
 
@@ -59,12 +59,12 @@ class SkipLog:
                     lines.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
         for source, count in used.items():
             self.seen[source] += count
-            if count:
-                self._in_a_row[source] = 0
         for item in left_out:
             self.seen[item.source] += 1
             self.counts[item.source, item.code] += 1
             self._in_a_row[item.source] += 1
+        for source in [source for source, count in used.items() if count]:
+            self._in_a_row[source] = 0
         for source in {item.source for item in left_out}:
             self._check(source, next(i for i in reversed(left_out) if i.source == source))
 
@@ -96,12 +96,14 @@ class SkipLog:
         """Counts so far."""
         return {
             "seen": dict(self.seen),
+            "in_a_row": dict(self._in_a_row),
             "counts": [[source, str(code), n] for (source, code), n in self.counts.items()],
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Go on counting."""
         self.seen = Counter(state["seen"])  # type: ignore[call-overload]
+        self._in_a_row = Counter(state["in_a_row"])  # type: ignore[call-overload]
         self.counts = Counter(
             {(source, Reason(code)): n for source, code, n in state["counts"]}  # type: ignore[attr-defined]
         )

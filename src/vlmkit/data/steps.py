@@ -155,19 +155,22 @@ class FixedRows:
     def _refill(
         self, samples: Samples, pool: Any, sizes: Sizes, cursor: int
     ) -> tuple[Any, Sizes, int, list[Skipped]]:
-        """Take samples from the mixture until there are enough to choose from."""
-        wanted = (1 + self.slack) * self.rows_per_step * samples.limits.tokens
+        """Take samples from the mixture until one of the budgets has enough to choose from."""
+        limits = samples.limits
+        rows = (1 + self.slack) * self.rows_per_step
+        max_patches = np.inf if limits.patches is None else rows * limits.patches
         left_out: list[Skipped] = []
         seen = 0
-        while (missing := wanted - int(sizes.tokens.sum())) > 0:
-            mean = sizes.tokens.mean() if len(sizes) else samples.limits.tokens / 4
+        while (
+            missing := rows * limits.tokens - int(sizes.tokens.sum())
+        ) > 0 and sizes.patches.sum() < max_patches:
+            mean = sizes.tokens.mean() if len(sizes) else limits.tokens / 4
             count = int(np.clip(missing / max(mean, 1), 1, 4096))
             indices = np.arange(cursor, cursor + count)
             found, skipped = samples.sizes(indices)
             good = np.array([reason is None for reason in skipped])
             left_out += [reason for reason in skipped if reason is not None]
             seen += count
-
             pool, sizes, cursor = (
                 np.concatenate([pool, indices[good]]),
                 sizes + found[good],

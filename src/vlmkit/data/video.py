@@ -213,7 +213,8 @@ class VideoTransform:
             video: what to open.
             start_s: where the stretch begins, in seconds since the first frame; None: there.
             end_s: where it ends, that frame excluded; None: with the file.
-            share: of the pixel budget; below 1, frames are left out, too, by its square root.
+            share: of the area over all frames that it would have; below 1, frames are left out, too, by
+                its square root.
 
         Raises:
             MediaError: the file cannot be read, or the stretch is not in it; names file and reason.
@@ -223,11 +224,13 @@ class VideoTransform:
         ends_s = [*reader.pts_s[1:], reader.duration_s]
         duration_s = float(ends_s[stop - 1] - reader.pts_s[first]) + TICK_S
         kept = self._sample(stop - first, duration_s, self.max_frames)
+        height, width = self._resized(video.name, len(kept), reader.size, self.max_pixels)
         if share < 1:
+            pixels = int(len(kept) * height * width * share)
             fewer = max(int(len(kept) * math.sqrt(share)), self.min_frames)
             kept = self._sample(stop - first, duration_s, fewer)
+            height, width = self._resized(video.name, len(kept), reader.size, pixels)
         indices = [first + index for index in kept]
-        height, width = self._resized(video.name, len(indices), reader.size, share)
         frame_times_s = tuple((reader.pts_s[indices] - (start_s or 0.0)).tolist())
         times_s = patch_times(frame_times_s, self.temporal_patch_size)
         return PlannedVideo(
@@ -251,7 +254,7 @@ class VideoTransform:
         )
 
     def _resized(
-        self, name: str, num_frames: int, source_size: tuple[int, int], share: float
+        self, name: str, num_frames: int, source_size: tuple[int, int], max_pixels: int
     ) -> tuple[int, int]:
         try:
             return smart_resize_video(
@@ -260,7 +263,7 @@ class VideoTransform:
                 factor=self.patch_size * self.merge_size,
                 temporal_factor=self.temporal_patch_size,
                 min_pixels=self.min_pixels,
-                max_pixels=max(self.min_pixels, int(self.max_pixels * share)),
+                max_pixels=max(self.min_pixels, max_pixels),
             )
         except MediaError as error:
             raise MediaError(f"video {name}: {error}", error.code) from error

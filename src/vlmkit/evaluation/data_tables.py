@@ -201,4 +201,4 @@ def _range(found: Numbers) -> str:
     if not found:
         return "-"
     low, middle, high = (f"{found[which]:.3g}" for which in ("p1", "p50", "p99"))
-    return middle if low == high else f"{middle} ({low} - {high})"
+    return middle if low == high else f"{middle} ({low}-{high})"

@@ -86,7 +86,7 @@ class VLMModule(L.LightningModule):
         if self._per_source is None:
             self._per_source = SourceTotals(self.source_names, self.device)
         per_source = self._per_source
-        for micro, counts in self._in_step_with_other_ranks(micro_batches):
+        for micro, counts in self._in_step_with_other_ranks(batch):
             output = self.model(micro)
             result = self.loss(output.hidden, self.model.decoder.head_weight, micro)
             if counts:
@@ -112,19 +112,30 @@ class VLMModule(L.LightningModule):
         if self.balancing is not None:
             self.log("train/balancing", balancing)
 
-    def _in_step_with_other_ranks(
-        self, batch: Sequence[VLMBatch]
-    ) -> Iterator[tuple[VLMBatch, int]]:
+    def _in_step_with_other_ranks(self, batch: StepBatch) -> Iterator[tuple[VLMBatch, int]]:
         """This rank's micro-batches, each with 1; then its last with 0 until the busiest rank is done.
 
         Each backward pass is a collective, so all ranks must make equally many.
+
+        Raises:
+            RuntimeError: ranks disagree about what the step holds.
         """
-        most = len(batch)
+        micro_batches = batch.micro_batches
+        most = len(micro_batches)
         if self.trainer.world_size > 1:
-            mine = torch.tensor(float(most), device=self.device)
-            most = int(self.all_reduce(mine, "max"))
+            mine = torch.tensor(
+                [most, batch.rows_hash, -batch.rows_hash], dtype=torch.int64, device=self.device
+            )
+            most, largest, smallest = self.all_reduce(mine, "max").tolist()
+            if largest != -smallest:
+                raise RuntimeError(
+                    f"step {batch.step}: the ranks have planned different rows, so samples would be lost "
+                    "or doubled. A file that cannot be read everywhere, or not in time, is the usual "
+                    "cause: compare the ranks' lists of skipped samples, or measure sizes once with "
+                    "python -m vlmkit.stats write_sizes=true"
+                )
         for i in range(most):
-            yield batch[min(i, len(batch) - 1)], int(i < len(batch))
+            yield micro_batches[min(i, len(micro_batches) - 1)], int(i < len(micro_batches))
 
     def validation_step(self, batch: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score micro-batches; a sample is right when every token of its answer is.

@@ -86,7 +86,7 @@ class DecordReader(ContainerReader):
             return self._error("no video stream, or none it can decode", Reason.NO_FRAMES)
         if "Invalid frame count" in str(error):
             return self._error("no frames", Reason.NO_FRAMES)
-        return self._error(re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", str(error).strip()))
+        return self._error(re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error).strip()))
 
 
 def _misread(head: bytes) -> str | None:

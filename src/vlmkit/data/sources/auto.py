@@ -22,7 +22,7 @@ TABLES: dict[str, Callable[[Paths], Table]] = {
 }
 
 
-def open_table(paths: Paths) -> Table:
+def open_table(paths: Paths | None) -> Table:
     """The table that the suffix of its files asks for; a class of its own takes options.
 
     Raises:
@@ -35,4 +35,5 @@ def open_table(paths: Paths) -> Table:
             f"{paths} names files with the suffixes {sorted(suffixes)}: all must be of one kind, with "
             f"a suffix among {', '.join(TABLES)}"
         )
+    assert paths is not None
     return kinds.pop()(paths)

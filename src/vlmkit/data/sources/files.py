@@ -59,12 +59,14 @@ class DataFile:
         return f"{self.size}-{self.mtime_ns}"
 
 
-def matched_files(paths: Paths) -> list[DataFile]:
+def matched_files(paths: Paths | None) -> list[DataFile]:
     """Files that patterns name: in the order of the patterns, and sorted within each.
 
     Raises:
         ConfigError: a pattern names nothing, a folder, a compressed file, or a file a second time.
     """
+    if paths is None:
+        raise ConfigError("no data file is named: set source.table.paths=<files>")
     patterns = [paths] if isinstance(paths, str | Path) else list(paths)
     if not patterns:
         raise ConfigError("no data file is named: paths is an empty list")

@@ -45,7 +45,9 @@ class ImageFolderTable:
         ConfigError: there is no such folder or no picture in it, or a metadata file is damaged.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path | None) -> None:
+        if root is None:
+            raise ConfigError("no folder is named: set source.table.root=<folder>")
         self._name = str(root)
         self._root = Path(root).expanduser().absolute()
         if not self._root.is_dir():
