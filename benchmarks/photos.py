@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmkit.assets import asset_path
-from vlmkit.data.emoji import EmojiSet
 from vlmkit.data.frames.auto import open_auto
 from vlmkit.data.media import ImageFile, VideoFile
+from vlmkit.data.quickstart.emoji import EmojiSet
 from vlmkit.data.record import Conversation, ImagePart, Message, Part, TextPart, VideoPart
 from vlmkit.data.sources.jsonl import JsonlTable
 
@@ -41,7 +41,7 @@ class PhotoRows:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Conversation:
-        """See `vlmkit.data.mixture.Source`."""
+        """See `vlmkit.data.order.mixture.Source`."""
         row = self.table[index]
         messages = tuple(
             Message(role=turn["role"], parts=tuple(self._part(part) for part in turn["content"]))

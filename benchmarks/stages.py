@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vlmkit.batch import StepBatch, VLMBatch
 from vlmkit.data.datamodule import Rows, TrainingSteps
-from vlmkit.data.samples import Samples
-from vlmkit.data.steps import StepPlanner
+from vlmkit.data.order.samples import Samples
+from vlmkit.data.order.steps import StepPlanner
 
 STAGES = {  # name -> what runs in it
     "read records": ["benchmarks.photos.PhotoRows.__getitem__"],
@@ -30,8 +30,8 @@ STAGES = {  # name -> what runs in it
     "patches": ["vlmkit.data.image.ImageTransform.patches", "vlmkit.data.video.PlannedVideo.patches"],
     "template": ["vlmkit.data.template.InstructTemplate.render"],
     "tokenise": ["vlmkit.data.processor.Processor._tokenize_text"],
-    "plan, rest": ["vlmkit.data.steps.FixedSamples.rows", "vlmkit.data.samples.Samples.plan"],
-    "pack": ["vlmkit.data.steps.pack_all"],
+    "plan, rest": ["vlmkit.data.order.steps.FixedSamples.rows", "vlmkit.data.order.samples.Samples.plan"],
+    "pack": ["vlmkit.data.order.steps.pack_all"],
     "collate": ["vlmkit.data.datamodule.collate"],
     "memory": ["vlmkit.data.datamodule.empty_patches"],
 }  # fmt: skip

@@ -11,9 +11,9 @@ from benchmarks.stages import STAGES, stage_shares
 
 from vlmkit.build import build, compose_config
 from vlmkit.data.datamodule import Rows
-from vlmkit.data.mixture import Mixture, Weighted
-from vlmkit.data.samples import Samples
-from vlmkit.data.steps import FixedSamples
+from vlmkit.data.order.mixture import Mixture, Weighted
+from vlmkit.data.order.samples import Samples
+from vlmkit.data.order.steps import FixedSamples
 
 
 @pytest.fixture(scope="module")

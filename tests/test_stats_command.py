@@ -18,7 +18,7 @@ from PIL import Image
 from tests.commands import run_command
 from vlmkit.build import build, compose_config
 from vlmkit.data.datamodule import VLMDataModule
-from vlmkit.data.size_table import SizeTable
+from vlmkit.data.sizes.size_table import SizeTable
 from vlmkit.errors import ConfigError
 from vlmkit.stats import main
 
@@ -68,12 +68,12 @@ data:
   mixture:
     parts:
       boxes:
-        _target_: vlmkit.data.mixture.Weighted
+        _target_: vlmkit.data.order.mixture.Weighted
         weight: 3
         source: {_target_: mine_stats.Pictures, folder: pictures, size: 400, name: boxes, slow_s: 0}
-        over_length: [{_target_: vlmkit.data.over_length.DropTurns}]
+        over_length: [{_target_: vlmkit.data.order.over_length.DropTurns}]
       points:
-        _target_: vlmkit.data.mixture.Weighted
+        _target_: vlmkit.data.order.mixture.Weighted
         source: {_target_: mine_stats.Pictures, folder: pictures, size: 90, name: points}
   validation:
     held: {_target_: mine_stats.Pictures, folder: pictures, size: 30, name: held}
@@ -111,7 +111,9 @@ def numbers_in(out: Path) -> dict:
 
 
 def test_everything_is_measured_and_training_takes_the_sizes(here, capsys):
-    unit = "data.mixture.unit._target_=vlmkit.data.mixture.TokenUnit"  # which needs sizes itself
+    unit = (
+        "data.mixture.unit._target_=vlmkit.data.order.mixture.TokenUnit"  # which needs sizes itself
+    )
     assert run_command(main, *ARGUMENTS, unit, "out=all", "write_sizes=true", "workers=0") == 0
     printed = capsys.readouterr().out
     for words in (

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import vlmkit
 from vlmkit.assets import asset_path
-from vlmkit.data.emoji import EmojiSet
 from vlmkit.data.media import ImageFile
+from vlmkit.data.quickstart.emoji import EmojiSet
 from vlmkit.data.record import Conversation, ImagePart, Message, TextPart
 from vlmkit.errors import CheckpointError
 from vlmkit.evaluation.samples import answer

@@ -237,7 +237,7 @@ class StepBatch(Movable):
     tokens: dict[str, int]  # by source, of this rank, visual ones included
     samples: dict[str, int]  # used, by source
     rows_hash: int = 0  # of the step's rows over all ranks, which must all have planned the same
-    skipped: tuple[Any, ...] = ()  # `vlmkit.data.samples.Skipped`, each reported by one rank
+    skipped: tuple[Any, ...] = ()  # `vlmkit.data.order.samples.Skipped`, each reported by one rank
 
     @property
     def num_tokens(self) -> int:

@@ -21,16 +21,16 @@ from rich.console import Console
 
 from vlmkit.build import build, entry_point
 from vlmkit.data.datamodule import Rows
-from vlmkit.data.forecast import forecast
-from vlmkit.data.geometry_lint import LintReport
-from vlmkit.data.measure import Measuring, evenly_spaced
-from vlmkit.data.measured import Measured
-from vlmkit.data.mixture import Mixture, Weighted
+from vlmkit.data.geometry.lint import LintReport
+from vlmkit.data.order.mixture import Mixture, Weighted
+from vlmkit.data.order.samples import Samples, table_key
+from vlmkit.data.order.steps import StepPlanner
 from vlmkit.data.processor import Plan, Processor
-from vlmkit.data.samples import Samples, table_key
-from vlmkit.data.size_table import REASONS, is_measurable
-from vlmkit.data.steps import StepPlanner
-from vlmkit.data.summary import Numbers, summarise
+from vlmkit.data.sizes.forecast import forecast
+from vlmkit.data.sizes.measure import Measuring, evenly_spaced
+from vlmkit.data.sizes.measured import Measured
+from vlmkit.data.sizes.size_table import REASONS, is_measurable
+from vlmkit.data.sizes.summary import Numbers, summarise
 from vlmkit.errors import ConfigError, DataError, Reason, listed
 from vlmkit.evaluation.data_figure import data_figure
 from vlmkit.evaluation.data_tables import data_tables

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.clips import Clips
 from tests.data.fake_readers import Misbehaving
-from vlmkit.data.decode_process import Guarded
+from vlmkit.data.frames.decode_process import Guarded
 
 
 @pytest.fixture(scope="session")

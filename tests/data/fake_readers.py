@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmkit.data.frame_reader import FrameReader
+from vlmkit.data.frames.reader import FrameReader
 from vlmkit.data.media import VideoRef
 from vlmkit.errors import MediaError, Reason, RecordError
 

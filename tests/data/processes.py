@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from vlmkit.data.decode_process import Guarded
+from vlmkit.data.frames.decode_process import Guarded
 from vlmkit.data.media import InMemory, VideoBlob
 
 

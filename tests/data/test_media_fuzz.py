@@ -22,8 +22,8 @@ from PIL import Image
 from tests.data.clips import Clips
 from tests.data.mutations import damaged, mended_checksums
 from vlmkit.data import image_decode
-from vlmkit.data.decode_process import Guarded
-from vlmkit.data.frame_reader import OpenReader, PyAVReader, open_auto
+from vlmkit.data.frames.decode_process import Guarded
+from vlmkit.data.frames.reader import OpenReader, PyAVReader, open_auto
 from vlmkit.data.image import ImageTransform
 from vlmkit.data.media import (
     FileRange,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.data.clips import Clips, numbers
-from vlmkit.data.frame_reader import FrameReader
+from vlmkit.data.frames.reader import FrameReader
 from vlmkit.data.media import VideoFile
 from vlmkit.data.video import VideoTransform, patch_times, sample_indices, smart_resize_video
 from vlmkit.errors import MediaError

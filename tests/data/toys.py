@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlmkit.data.media import ImageArray
+from vlmkit.data.order.work import Sizes, TransformerWork
 from vlmkit.data.record import Conversation, ImagePart, Message, Part, TextPart
-from vlmkit.data.work import Sizes, TransformerWork
 from vlmkit.errors import DataError, RecordError
 
 WORK = TransformerWork(  # of Qwen3-VL-8B

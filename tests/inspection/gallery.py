@@ -14,11 +14,13 @@ import numpy as np
 from vlmkit.assets import asset_path
 from vlmkit.build import build, compose_config
 from vlmkit.data.datamodule import Rows
-from vlmkit.data.emoji import EmojiSet
-from vlmkit.data.frame_reader import open_auto
-from vlmkit.data.geometry import Box, Grounding, Point, SourcePixels, TimeSpan
+from vlmkit.data.frames.reader import open_auto
+from vlmkit.data.geometry.shapes import Box, Grounding, Point, SourcePixels, TimeSpan
 from vlmkit.data.media import ImageArray, VideoFile
+from vlmkit.data.order.samples import Skipped
+from vlmkit.data.order.work import TransformerWork
 from vlmkit.data.processor import Processor
+from vlmkit.data.quickstart.emoji import EmojiSet
 from vlmkit.data.record import (
     Conversation,
     GroundingPart,
@@ -28,8 +30,6 @@ from vlmkit.data.record import (
     TextPart,
     VideoPart,
 )
-from vlmkit.data.samples import Skipped
-from vlmkit.data.work import TransformerWork
 from vlmkit.errors import Reason
 from vlmkit.inspection.page import page
 from vlmkit.inspection.tokens import Vocabulary

@@ -11,11 +11,18 @@ from tests.inspection import gallery
 from tests.samples import image_example, text_example, video_example
 from vlmkit.build import build, compose_config
 from vlmkit.data.collate import collate
-from vlmkit.data.geometry import Box, Crop, Grounding, Relative1000, ResizedPixels, SourcePixels
+from vlmkit.data.geometry.shapes import (
+    Box,
+    Crop,
+    Grounding,
+    Relative1000,
+    ResizedPixels,
+    SourcePixels,
+)
+from vlmkit.data.geometry.spaces import Picture
 from vlmkit.data.media import ImageArray
+from vlmkit.data.order.work import Limits
 from vlmkit.data.record import GroundingPart, ImagePart, TextPart
-from vlmkit.data.spaces import Picture
-from vlmkit.data.work import Limits
 from vlmkit.inspection.media import seconds_of, shapes_by_image, written_time
 from vlmkit.inspection.tokens import Vocabulary
 from vlmkit.inspection.view import Kind, MicroBatch, failures, view

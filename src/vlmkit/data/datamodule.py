@@ -15,16 +15,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlmkit.batch import StepBatch
 from vlmkit.data.collate import collate
-from vlmkit.data.mixture import Mixture, Source, Weighted, digest
-from vlmkit.data.packing import deal, pack_all
+from vlmkit.data.order.mixture import Mixture, Source, Weighted, digest
+from vlmkit.data.order.packing import deal, pack_all
+from vlmkit.data.order.samples import Samples, Skipped
+from vlmkit.data.order.skips import SkipLog
+from vlmkit.data.order.steps import FixedRows, State, StepPlanner, StepRows, Ticket
+from vlmkit.data.order.work import Limits, Sizes, TransformerWork
 from vlmkit.data.patch_memory import empty_patches
 from vlmkit.data.processor import Example, Plan, Processor
-from vlmkit.data.samples import Samples, Skipped
-from vlmkit.data.settings_key import plain
-from vlmkit.data.size_table import is_measurable
-from vlmkit.data.skips import SkipLog
-from vlmkit.data.steps import FixedRows, State, StepPlanner, StepRows, Ticket
-from vlmkit.data.work import Limits, Sizes, TransformerWork
+from vlmkit.data.sizes.settings_key import differences, plain
+from vlmkit.data.sizes.size_table import is_measurable
 from vlmkit.errors import CheckpointError, listed
 
 logger = logging.getLogger(__name__)
@@ -361,7 +361,7 @@ class VLMDataModule(L.LightningDataModule):
         if digest(theirs) != digest(ours):
             raise CheckpointError(
                 "the data are not those of the checkpoint, so the order would be another one: "
-                + "; ".join(_differences(theirs, ours))
+                + "; ".join(differences(theirs, ours))
             )
         self._state = state["order"]
         self.skips.load_state_dict(state["skips"])
@@ -397,12 +397,3 @@ class VLMDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
-
-
-def _differences(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
-    """Where two nested dictionaries differ, one line each."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted({*theirs, *ours}):
-            yield from _differences(theirs.get(key), ours.get(key), f"{path}.{key}".strip("."))
-    elif str(theirs) != str(ours):
-        yield f"{path} was {theirs}, now it is {ours}"

@@ -1,6 +1,6 @@
 """Pictures and videos before they are opened: on disk, in a shard, in memory.
 
-`image_decode.py` states what becomes of unusual pictures, `frame_reader.py` the same of videos.
+`image_decode.py` states what becomes of unusual pictures, `frames/reader.py` the same of videos.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from vlmkit.data.geometry import Grounding, grounding_text
+from vlmkit.data.geometry.shapes import Grounding, grounding_text
 from vlmkit.data.media import ImageRef, VideoRef
 
 Role = Literal["system", "user", "assistant", "tool", "document"]

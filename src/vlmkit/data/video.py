@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vlmkit.batch import Grid
-from vlmkit.data.frame_reader import TICK_S, FrameReader, OpenReader, open_auto
+from vlmkit.data.frames.reader import TICK_S, FrameReader, OpenReader, open_auto
 from vlmkit.data.image import fit_to_budget, normalized_patches, resize
 from vlmkit.data.media import VideoRef
 from vlmkit.errors import MediaError, Reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from vlmkit.data.mixture import Source
+from vlmkit.data.order.mixture import Source
 
 
 def chance_level(source: Source) -> float:

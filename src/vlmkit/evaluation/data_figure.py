@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from vlmkit.data.measured import Measured
+from vlmkit.data.sizes.measured import Measured
 from vlmkit.evaluation.plots import BAD, MUTED
 
 _COLOUR = "#1f4e8c"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmkit.data.collate import collate_prompt
-from vlmkit.data.mixture import Source
+from vlmkit.data.order.mixture import Source
 from vlmkit.data.processor import Processor
 from vlmkit.data.record import Conversation, ImagePart, VideoPart
 from vlmkit.evaluation.plots import Answered

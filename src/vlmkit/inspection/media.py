@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlmkit.batch import Grid
-from vlmkit.data.geometry import (
+from vlmkit.data.geometry.shapes import (
     Box,
     Crop,
     Grounding,

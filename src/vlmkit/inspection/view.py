@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmkit.batch import IGNORED_LABEL, Grid, VLMBatch
+from vlmkit.data.order.samples import Skipped
+from vlmkit.data.order.work import Limits, Sizes, TransformerWork
 from vlmkit.data.processor import Example, Processor
 from vlmkit.data.record import Conversation
-from vlmkit.data.samples import Skipped
-from vlmkit.data.work import Limits, Sizes, TransformerWork
 from vlmkit.inspection.media import Medium, Run, shapes_by_image, written_time
 from vlmkit.inspection.tokens import Vocabulary
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.sources.writers import png
-from vlmkit.data.geometry import (
+from vlmkit.data.geometry.shapes import (
     Box,
     Grounding,
     Picture,

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlmkit.data.geometry import Box, Grounding, Picture, Point, Relative1000
+from vlmkit.data.geometry.shapes import Box, Grounding, Picture, Point, Relative1000
 from vlmkit.data.media import FrameSequence, ImageFile, VideoFile
 from vlmkit.data.record import (
     Conversation,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlmkit.data.geometry import parse_groundings
+from vlmkit.data.geometry.shapes import parse_groundings
+from vlmkit.data.geometry.spaces import Picture, Relative1, Relative1000, SourcePixels, Space
 from vlmkit.data.media import FrameSequence
 from vlmkit.data.record import (
     GroundingPart,
@@ -20,7 +21,6 @@ from vlmkit.data.record import (
 from vlmkit.data.sources.media import Media
 from vlmkit.data.sources.placeholders import MediaColumns
 from vlmkit.data.sources.row import Node
-from vlmkit.data.spaces import Picture, Relative1, Relative1000, SourcePixels, Space
 from vlmkit.errors import DataError, Reason, RecordError, listed
 
 KINDS = ("text", "image", "image_url", "video", "video_url", "boxes")

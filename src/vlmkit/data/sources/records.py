@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlmkit.data.mixture import Source
-from vlmkit.data.permutation import Permutation
+from vlmkit.data.order.mixture import Source
+from vlmkit.data.order.permutation import Permutation
 from vlmkit.data.record import Conversation
-from vlmkit.data.settings_key import plain
+from vlmkit.data.sizes.settings_key import plain
 from vlmkit.data.sources.files import short_hash
 from vlmkit.data.sources.layout import Layout
 from vlmkit.data.sources.media import Media

@@ -1,0 +1,1 @@
+"""Boxes, points and times that know their space; their text; a lint for whole datasets."""

@@ -1,0 +1,1 @@
+"""The sources of the quickstart: drawings by four artists, and a film clip."""

@@ -1,0 +1,1 @@
+"""Sizes of all samples of a dataset, measured from headers."""
