@@ -1,9 +1,9 @@
 """The far side of `decode_process.Guarded`: opens and reads videos for the process that started it.
 
 `python -m vlmkit.data.frames.decode_server` reads requests from its standard input and answers on its
-standard output, one at a time. A message is two numbers of 8 bytes, the lengths of what follows: a JSON object, and
-raw bytes (a file, times, pixels). What answers hold is read as plain data on the near side, never unpickled
-or executed, for a damaged file may have taken this process over.
+standard output, one at a time. A message is two numbers of 8 bytes, the lengths of what follows: a JSON
+object, and raw bytes (a file, times, pixels). What answers hold is read as plain data on the near side,
+never unpickled or executed, for a damaged file may have taken this process over.
 
 It ends with its parent, however that ends: its input ends, or its parent's number changes, or, where
 native code hangs, an alarm that needs no Python goes off.
