@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import struct
 import time
 import zlib
@@ -230,6 +231,13 @@ def test_a_picture_without_pixels() -> None:
         with pytest.raises(MediaError, match="0") as raised:
             ImageArray(np.zeros((*size, 3), dtype=np.uint8))
         assert raised.value.code == Reason.BAD_SHAPE
+
+
+def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
+    """Reading it would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(MediaError, match="not a file"):
+        ImageFile(tmp_path / "pipe.png").size()
 
 
 def test_a_wrong_extension_is_no_matter(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def decode(source: Source, name: str) -> Image.Image:
 @contextmanager
 def _opened(source: Source, name: str) -> Iterator[Image.Image]:
     """The picture with its header read. Whatever PIL's parsers trip over is the picture's fault."""
-    if isinstance(source, Path) and source.exists() and not source.is_file():
+    if isinstance(source, Path) and os.path.exists(source) and not os.path.isfile(source):
         raise MediaError(f"image {name}: not a file")  # a pipe would never end
     try:
         with Image.open(source, formats=FORMATS) as image:
