@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlmkit.batch import StepBatch
 from vlmkit.data.collate import collate
-from vlmkit.data.order.mixture import Mixture, Source, Weighted, digest
+from vlmkit.data.order.mixture import Mixture, Source, Weighted
 from vlmkit.data.order.packing import deal, pack_all
 from vlmkit.data.order.samples import Samples, Skipped
 from vlmkit.data.order.skips import SkipLog
@@ -357,11 +357,10 @@ class VLMDataModule(L.LightningDataModule):
         Raises:
             CheckpointError: it belongs to other data, another processor or another packing.
         """
-        theirs, ours = state["fingerprint"], self.fingerprint
-        if digest(theirs) != digest(ours):
+        if found := list(differences(state["fingerprint"], self.fingerprint)):
             raise CheckpointError(
                 "the data are not those of the checkpoint, so the order would be another one: "
-                + "; ".join(differences(theirs, ours))
+                + "; ".join(found)
             )
         self._state = state["order"]
         self.skips.load_state_dict(state["skips"])

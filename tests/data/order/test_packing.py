@@ -33,6 +33,12 @@ def test_packing_all_keeps_every_sample_and_both_budgets(mix, bounded):
     assert rows == pack_all(sizes, limits, WORK)
 
 
+def test_all_that_fits_without_a_gap_takes_no_row_more():
+    """Also where work is uneven, so that rows would rather give samples back."""
+    sizes = sizes_of([60, 40, 60, 40], [4000, 4000, 0, 0])
+    assert len(pack_all(sizes, Limits(100), WORK)) == 2
+
+
 @settings(max_examples=150, deadline=None)
 @given(samples, st.integers(1, 6))
 def test_filling_rows_loses_nothing_and_takes_the_oldest(mix, num_rows):

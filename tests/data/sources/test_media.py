@@ -27,20 +27,23 @@ def test_paths():
     assert Media().image(node("b/c.png")) == ImageFile(Path("b/c.png"))
     assert Media().image(node("/d.png")) == ImageFile(Path("/d.png"))
     assert Media().video(node("../v.mp4")) == VideoFile(Path("../v.mp4"))
-    assert Media(root="/root").image(node("b/../c.png")) == ImageFile(Path("/root/c.png"))
-    assert Media(root="/root/").image(node("/root/c.png")) == ImageFile(Path("/root/c.png"))
+    assert Media(root="/pictures").image(node("b/../c.png")) == ImageFile(Path("/pictures/c.png"))
+    assert Media(root="/pictures/").image(node("/pictures/c.png")) == ImageFile(
+        Path("/pictures/c.png")
+    )
     assert Media().image(node("file:///a%20b.png")) == ImageFile(Path("/a b.png"))
     assert Media(root="~").image(node("c.png")) == ImageFile(Path.home() / "c.png")
 
 
 @pytest.mark.parametrize(
-    "path", ["../c.png", "b/../../c.png", "/rootless/c.png", "/etc/passwd", "file:///etc/passwd"]
+    "path",
+    ["../c.png", "b/../../c.png", "/picturesless/c.png", "/etc/passwd", "file:///etc/passwd"],
 )
 def test_nothing_outside_the_root_is_opened(path):
     with pytest.raises(
-        MediaError, match=r"a.jsonl:3 image: .* outside the media root /root; .*leave"
+        MediaError, match=r"a.jsonl:3 image: .* outside the media root /pictures; .*leave"
     ):
-        Media(root="/root").image(node(path))
+        Media(root="/pictures").image(node(path))
 
 
 def test_content_in_the_row():
@@ -59,9 +62,9 @@ def test_content_in_the_row():
 
 def test_names_of_a_sample_come_first():
     blob = InMemory(b"", "blob")
-    media = Media(root="/root").with_members({"0.jpg": blob})
+    media = Media(root="/pictures").with_members({"0.jpg": blob})
     assert media.image(node("0.jpg")) == ImageBlob(blob)
-    assert media.image(node("1.jpg")) == ImageFile(Path("/root/1.jpg"))
+    assert media.image(node("1.jpg")) == ImageFile(Path("/pictures/1.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def test_mistakes_name_the_row_and_a_remedy(value, words):
     with pytest.raises(DataError, match=rf"a.jsonl:3 image.*{words}"):
         Media().image(node(value))
     with pytest.raises(DataError):
-        Media(root="/root").video(node(value))
+        Media(root="/pictures").video(node(value))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x.png", "HTTPS://127.0.0.1:1/x.png"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -197,12 +195,15 @@ class Mixture:
             mine = part == number
             size = len(self._list[number].source)
             epoch[mine], place = np.divmod(drawn[mine], size)
+            if not self._list[number].shuffle:
+                position[mine] = place
+                continue
             at = np.empty_like(place)
             for turn in np.unique(epoch[mine]):
                 now = epoch[mine] == turn
                 order = Permutation(size, (self._seed, int(number), int(turn)))
                 at[now] = order(place[now])
-            position[mine] = at if self._list[number].shuffle else place
+            position[mine] = at
         return Located(part, position, epoch)
 
     @property
@@ -304,9 +305,3 @@ def _round_to(values: Floats, total: int) -> Ints:
     rest = total - int(whole.sum())
     whole[np.argsort(whole - values, kind="stable")[:rest]] += 1
     return whole
-
-
-def digest(fingerprint: dict[str, Any]) -> str:
-    """A short hash of a fingerprint."""
-    text = json.dumps(fingerprint, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

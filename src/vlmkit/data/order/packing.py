@@ -99,7 +99,8 @@ def pack_rows(
     late = filling.spread(order.tolist(), tokens, patches, costs.tolist())
     pool = sorted(late + list(range(first, len(tokens))))
     left = filling.fill_gaps(pool, tokens, patches)
-    left = filling.even_out(left, tokens, patches, costs.tolist())
+    spare = _ROOM_TO_SPARE * num_rows * limits.tokens - sum(filling.tokens) if oldest_first else 0.0
+    left = filling.even_out(left, tokens, patches, costs.tolist(), spare)
     return Packed(rows=[sorted(row) for row in filling.rows], left=left)
 
 
@@ -152,7 +153,12 @@ class _Rows:
         return sorted(by_size)
 
     def even_out(
-        self, pool: list[int], tokens: list[int], patches: list[int], costs: list[float]
+        self,
+        pool: list[int],
+        tokens: list[int],
+        patches: list[int],
+        costs: list[float],
+        to_spare: float,
     ) -> list[int]:
         """Swap samples between the costliest rows and the cheapest, as long as that helps.
 
@@ -163,13 +169,12 @@ class _Rows:
             tokens: of each sample.
             patches: of each sample.
             costs: of each sample.
+            to_spare: tokens that may be given back.
 
         Returns:
             The pool afterwards.
         """
         work = [sum(costs[sample] for sample in row) for row in self.rows]
-        to_spare = _ROOM_TO_SPARE * sum(sum(tokens[s] for s in row) for row in self.rows)
-        to_spare -= sum(self.tokens)
         stuck: set[int] = set()
         for _ in range(4 * len(self.rows)):
             limit = _EVEN_ENOUGH * sum(work) / len(work)

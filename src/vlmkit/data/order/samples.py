@@ -16,7 +16,7 @@ from vlmkit.data.order.work import Ints, Limits, Sizes
 from vlmkit.data.processor import Plan, Processor
 from vlmkit.data.record import Conversation
 from vlmkit.data.sizes.settings_key import differences, plain, processor_key, processor_keys
-from vlmkit.data.sizes.size_table import REASONS, SizeTable
+from vlmkit.data.sizes.size_table import REASONS
 from vlmkit.errors import ConfigError, DataError, Reason
 
 
@@ -234,14 +234,3 @@ _ZERO = Sizes(**{name: np.zeros(1, dtype=np.int64) for name in vars(_EMPTY)})
 def _write(into: Sizes, places: Ints, values: Sizes) -> None:
     for name, column in vars(into).items():
         column[places] = getattr(values, name)
-
-
-__all__ = [
-    "Samples",
-    "SizeTable",
-    "Skipped",
-    "measure",
-    "plan_within",
-    "processor_key",
-    "table_key",
-]
