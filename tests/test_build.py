@@ -30,12 +30,18 @@ BUILT_GROUPS = (
     "planner",
     "data",
     "callbacks",
+    "schedule",
+    "checkpointing",
 )
 NEEDS = {  # what an option needs beside itself, as its error says
     "model=qwen3vl_tiny": [],
     "language=moe": ["+size.num_experts=8", "+size.num_active_experts=2", "+size.expert_dim=48"],
     "attention=flash": None,  # a package that is not a dependency
 }
+REPORT_KINDS = (
+    *("captions", "interleaved", "knowledge", "ocr", "documents", "grounding"),
+    *("spatial", "code", "video", "stem", "agent", "text"),
+)
 
 
 def options(groups) -> list[str]:
@@ -61,6 +67,13 @@ def test_every_other_option_builds(option, tmp_path):
         (tmp_path / "a.txt").write_text("one")
         (tmp_path / "b.txt").write_text("two")
         extra = ["source=text", f"source.table.paths={tmp_path}/*.txt", "split.every=2"]
+    if option.startswith("data=s"):  # a stage of the report: its own folders, and its size tables
+        for kind in REPORT_KINDS:
+            (tmp_path / kind).mkdir()
+            line = '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}'
+            (tmp_path / kind / "part.jsonl").write_text(line + "\n")
+        unit = "data.mixture.unit._target_=vlmkit.data.order.mixture.SampleUnit"
+        extra = [f"data_root={tmp_path}", unit, "data.mixture.sizes=null"]
     config = compose_config("model=qwen3vl_tiny", option, *extra, f"run_dir={tmp_path}")
     assert build(config[group])
 
@@ -71,12 +84,19 @@ def test_training_options_compose(option, tmp_path):
         pytest.importorskip("wandb")
     config = compose_config(option, f"run_dir={tmp_path}")
     group = option.split("=")[0]
+    if option == "precision=fp8" and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="fp8"):
+            build(config.trainer)
+        return
     assert build(config["trainer" if group == "precision" else group]) is not None
 
 
 def test_every_group_is_tested():
     groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
-    elsewhere = {"optim", "trainer", "precision", "logger", "source"}  # sources: tests/data/sources
+    elsewhere = {  # sources: tests/data/sources; the others in tests/training
+        *("optim", "trainer", "precision", "logger", "source", "stage", "recipe", "module"),
+        *("text_encoder", "compile", "recompute", "lora", "averaging", "guard", "self_checks"),
+    }
     assert groups == {*MODEL_GROUPS, *BUILT_GROUPS, *elsewhere}
 
 

@@ -64,7 +64,7 @@ def run(tmp_path_factory) -> Path:
 def test_run_folder_holds_everything(run):
     for name in (
         "config.yaml",
-        "environment.json",
+        "what_ran.json",
         "metrics.jsonl",
         "results.json",
         "checkpoint/model.safetensors",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from enum import IntEnum
 from itertools import accumulate
 from typing import Any, Self
 
@@ -183,6 +184,20 @@ class VisualTokens:
         )
 
 
+class Modality(IntEnum):
+    """What a sample holds beside text; its number in `VLMBatch.modality_ids`."""
+
+    TEXT = 0
+    IMAGE = 1
+    VIDEO = 2
+    MIXED = 3  # images and videos
+
+    @classmethod
+    def of(cls, *, has_image: bool, has_video: bool) -> Modality:
+        """That of a sample with or without images and videos."""
+        return cls(cls.IMAGE * has_image + cls.VIDEO * has_video)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VLMBatch(Movable):
     """A micro-batch of packed rows."""
@@ -200,7 +215,12 @@ class VLMBatch(Movable):
         None  # (batch, seq) int64: sample within the micro-batch, -1 on padding
     )
     num_samples: int = 0
+    response_ids: Tensor | None = (
+        None  # (batch, seq) int64, aligned with labels: response within the micro-batch, -1 unscored
+    )
+    num_responses: int = 0
     source_ids: Tensor | None = None  # (samples,) int64, number of the source of each sample
+    modality_ids: Tensor | None = None  # (samples,) int64, `Modality` of each sample, -1 unknown
     padding_mask: Tensor | None = None  # (batch, seq) bool, True on padding; None: there is none
     num_padding: int = 0  # tokens of the padding tails
 
@@ -229,6 +249,15 @@ class VLMBatch(Movable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """Says which sample of which source stands in a batch."""
+
+    source: str
+    key: int
+    origin: str  # file and row, where there is one
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepBatch(Movable):
     """All micro-batches of one step on this rank, and what became of its samples."""
 
@@ -236,6 +265,7 @@ class StepBatch(Movable):
     micro_batches: tuple[VLMBatch, ...]  # one at least
     tokens: dict[str, int]  # by source, of this rank, visual ones included
     samples: dict[str, int]  # used, by source
+    members: tuple[tuple[Member, ...], ...] = ()  # samples of each micro-batch, in their order
     rows_hash: int = 0  # of the step's rows over all ranks, which must all have planned the same
     skipped: tuple[Any, ...] = ()  # `vlmkit.data.order.samples.Skipped`, each reported by one rank
 

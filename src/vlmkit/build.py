@@ -6,6 +6,7 @@ The only file beside the entry points that imports Hydra: a component never sees
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ import hydra
 import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
@@ -28,6 +30,19 @@ from vlmkit.errors import ConfigError, UserError
 from vlmkit.initialization import check_filled, materialize
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _steps_for(num_tokens: float, *per_step: float) -> int:
+    return math.ceil(num_tokens / math.prod(per_step))
+
+
+# ${first:a,b}: the first that is not null; ${steps_for:tokens,rows,row_tokens}: optimiser steps, rounded up
+OmegaConf.register_new_resolver("first", _first, replace=True)
+OmegaConf.register_new_resolver("steps_for", _steps_for, replace=True)
 
 
 def compose_config(
@@ -144,6 +159,28 @@ def options_of(group: str, config_dir: str | Path | None = None) -> list[str]:
     )
 
 
+def options_by_group(config_dir: str | Path | None = None) -> dict[str, list[str]]:
+    """All groups, such as `fusion` or `loss/unit`, with the names that may follow `group=`."""
+    groups = _groups(CONF_DIR)
+    if config_dir:
+        groups |= _groups(Path(config_dir))
+    return {group: options_of(group, config_dir) for group in sorted(groups)}
+
+
+def parse_value(text: str) -> Any:
+    """What `key=<text>` gives on the command line.
+
+    Raises:
+        ConfigError: it is not a value.
+    """
+    return _parse([f"key={text}"])[0].value()
+
+
+def job_overrides() -> list[str]:
+    """The overrides of the running command, as they were given."""
+    return list(HydraConfig.get().overrides.task)
+
+
 def entry_point(
     config_name: str, free_text: Sequence[str] = ()
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -238,10 +275,7 @@ def _explain(
     error: Exception, overrides: Iterable[str], config_name: str, config_dir: str | Path | None
 ) -> str:
     """Say which override is wrong and what was probably meant."""
-    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
-    if config_dir:
-        groups |= {path.name for path in Path(config_dir).iterdir() if path.is_dir()}
-    options = {group: options_of(group, config_dir) for group in sorted(groups)}
+    options = options_by_group(config_dir)
     parsed = _parse(overrides)
     fine: list[str] = []
     for override in parsed:
@@ -268,6 +302,10 @@ def _explain(
                 near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:3]
             return f"{key}: there is no such key.{_meant('', near)}"
     return str(error)
+
+
+def _groups(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_dir()}
 
 
 def _meant(prefix: str, near: list[str]) -> str:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from vlmkit.build import build, build_model
+from vlmkit.build import build, build_model, options_by_group, parse_value
+from vlmkit.checkpoint.folder import CheckpointFolder
+from vlmkit.checkpoint.load import load_weights
+from vlmkit.checkpoint.manifest import MANIFEST
+from vlmkit.checkpoint.own_weights import fill_from_own
 from vlmkit.checkpoint.run_folder import RunFolder
 from vlmkit.data.processor import Processor
 from vlmkit.data.tokenizer import load_tokenizer
-from vlmkit.errors import CheckpointError
+from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.initialization import materialize
 from vlmkit.models.qwen3vl import Qwen3VL
+from vlmkit.pretrained import checkpoint_folder
+
+_ABSENT = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,61 @@ def read_config(files: RunFolder) -> DictConfig:
     config = OmegaConf.load(files.config)
     assert isinstance(config, DictConfig)
     return config
+
+
+def resumed_config(folder: str | Path, overrides: Sequence[str]) -> DictConfig:
+    """The config of a run to go on with, single keys changed.
+
+    Args:
+        folder: what `python -m vlmkit.train` has written.
+        overrides: `key=value`, for keys that the config has.
+
+    Raises:
+        CheckpointError: the folder is not a run.
+        ConfigError: an override names an option of a group, or a key that does not exist.
+    """
+    files = RunFolder(folder)
+    read_config(files)
+    config = OmegaConf.load(files.resumable_config)
+    assert isinstance(config, DictConfig)
+    groups = options_by_group()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key in groups or not equals:
+            raise ConfigError(
+                f"{override}: a run goes on under its own config; only single keys can be changed, such "
+                "as trainer.max_steps=2000"
+            )
+        if OmegaConf.select(config, key, throw_on_missing=False, default=_ABSENT) is _ABSENT:
+            raise ConfigError(f"{key}: the run's config ({files.resumable_config}) has no such key")
+        OmegaConf.update(config, key, OmegaConf.create({"value": parse_value(value)}).value)
+    config.run_dir, config.resume = str(folder), True
+    return config
+
+
+def fill_from(model: nn.Module, source: str | Path, only: Sequence[str] = ("*",)) -> None:
+    """Give a model the weights of a run, of a checkpoint of a run, or of a published checkpoint.
+
+    Args:
+        model: with storage.
+        source: a folder, or the name of a repository on the Hugging Face hub.
+        only: patterns of the names to take; published checkpoints are taken whole.
+
+    Raises:
+        CheckpointError: there are no such weights, they are damaged, or they do not fit the model.
+    """
+    files = RunFolder(source)
+    if files.config.is_file():
+        fill_from_own(model, files.newest_weights(), only)
+    elif (files.path / MANIFEST).is_file():
+        fill_from_own(model, CheckpointFolder(files.path).verify().path, only)
+    else:
+        if list(only) != ["*"]:
+            raise ConfigError(
+                f"start_from.only={list(only)}: {source} is a published checkpoint, and those are taken whole"
+            )
+        assert isinstance(model, Qwen3VL)
+        load_weights(model, checkpoint_folder(source))
 
 
 def build_processor(config: DictConfig, files: RunFolder | None = None) -> Processor:

@@ -40,10 +40,15 @@ def special_tokens(num_ranks: int = QWEN_RANKS) -> SpecialTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpan:
-    """A run of text tokens."""
+    """A run of text tokens.
+
+    `response` tells the scored runs of a sample apart: those of one message share a number, and a
+    document is one message however many runs it is cut into.
+    """
 
     token_ids: tuple[int, ...]
     scored: bool = False
+    response: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -20,12 +20,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vlmkit.build import build, entry_point
-from vlmkit.data.datamodule import Rows
 from vlmkit.data.geometry.lint import LintReport
 from vlmkit.data.order.mixture import Mixture, Weighted
 from vlmkit.data.order.samples import Samples, table_key
 from vlmkit.data.order.steps import StepPlanner
 from vlmkit.data.processor import Plan, Processor
+from vlmkit.data.rows import Rows
 from vlmkit.data.sizes.forecast import forecast
 from vlmkit.data.sizes.measure import Measuring, evenly_spaced
 from vlmkit.data.sizes.measured import Measured

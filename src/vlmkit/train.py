@@ -1,8 +1,9 @@
-"""Train a model: config -> model, module, data, trainer -> fit -> run folder.
+"""Train a model: config -> parts -> fit -> run folder.
 
 python -m vlmkit.train
 python -m vlmkit.train model=qwen3vl_8b fusion=deepstack
 python -m vlmkit.train -m fusion=none,deepstack position=chunked,interleaved
+python -m vlmkit.train run=<run folder>        # go on where it stopped
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from vlmkit.build import build, build_model, entry_point, options_of
+from vlmkit.build import entry_point, job_overrides
+from vlmkit.checkpoint.folder import CheckpointFolder
 from vlmkit.checkpoint.run_folder import RunFolder
-from vlmkit.data.datamodule import VLMDataModule
+from vlmkit.checkpoint.store import CheckpointStore
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.chance import chance_level
 from vlmkit.evaluation.plots import loss_curve, sample_sheet
 from vlmkit.evaluation.samples import answer_samples
+from vlmkit.job import TrainingJob, assemble, is_rank_zero
 from vlmkit.models.qwen3vl import Qwen3VL
-from vlmkit.training.memory import check_fits, count_parameters
-from vlmkit.training.precision import BFloat16Precision, check_precision
-from vlmkit.training.vlm_module import VLMModule
+from vlmkit.runs import resumed_config
+from vlmkit.training.lora import merge_lora
+from vlmkit.training.policy import component_digests
 
 log = logging.getLogger(__name__)
 
@@ -45,100 +46,113 @@ def main(config: DictConfig) -> float:
     """
     # Lightning's own, about torch's next version; nothing that a user could do
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # it looks for a loader with a state; ours is the data module's
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    if config.run is not None:
+        changes = [text for text in job_overrides() if not text.startswith("run=")]
+        config = resumed_config(config.run, changes)
+    return train(config).get("exact_match", float("nan"))
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Run a job, or go on with it, until it is done.
+
+    Returns:
+        Scores on held-out samples at the end.
+
+    Raises:
+        UserError: the job cannot run; says why and what would help.
+        SystemExit: with code 75 (`vlmkit.training.survival.signals.RESUMABLE`), when a signal has stopped it.
+    """
     folder = RunFolder(config.run_dir)
-    if folder.config.is_file():
-        raise ConfigError(f"run_dir={folder.path} holds a run already; name another folder")
-    L.seed_everything(config.seed, verbose=False)
-    trainer: L.Trainer = build(
-        config.trainer,
-        logger=list(build(config.logger).values()),
-        callbacks=list(build(config.callbacks).values()),
-    )
-    check_precision(trainer)
-    model = model_that_fits(config, trainer)
-    data: VLMDataModule = build(config.data)
-    module: VLMModule = build(
-        config.module,
-        model=model,
-        validation_names=list(data.validation),
-        source_names=data.mixture.names,
-    )
-    check_vocabulary(model, data)
-    describe(model)
-
-    folder.path.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder.config, resolve=True)
-    folder.save_environment()
-
-    before = scores(trainer, module, data)
-    start = time.perf_counter()
-    trainer.fit(module, data)
-    seconds = time.perf_counter() - start
-    after = scores(trainer, module, data)
-
-    folder.save_weights(model, data.processor.tokenizer)
-    if folder.metrics.is_file():  # a run of fewer than trainer.log_every_n_steps steps has none
-        loss_curve(folder.metrics, folder.plots / "loss.png")
-    if data.validation:
-        report(folder, data, before, after, seconds)
-        samples = answer_samples(model, data.processor, data.validation, per_source=3)
-        sample_sheet(samples, folder.plots / "samples.png", columns=len(data.validation))
-    if data.skips.counts:
-        print(f"samples left out: {data.skips.summary()}; listed in {data.skips.file}")
-    print(f"plots, weights and metrics: {folder.path}")
-    print(f'ask it: python -m vlmkit.generate run={folder.path} image=<file> prompt="..."')
-    return after.get("exact_match", float("nan"))
-
-
-def model_that_fits(config: DictConfig, trainer: L.Trainer) -> Qwen3VL:
-    """Build on meta, refuse what the device cannot hold, then build for real.
-
-    Raises:
-        DoesNotFitError: with the numbers, what would fit, and the flags to try.
-    """
-    device = trainer.strategy.root_device
-    bf16 = isinstance(trainer.precision_plugin, BFloat16Precision)
-    state = check_fits(
-        build_model(config=config, device="meta"),
-        device,
-        bf16_weights=bf16,
-        smaller=options_of("model"),
-        parameters_of=lambda size: count_parameters(build_model(f"model={size}", device="meta")),
-    )
-    log.info("%d parameters; training state %.2f GiB", state.num_parameters, state.total_gib)
-    model = build_model(config=config, device=device, dtype=torch.bfloat16 if bf16 else None)
-    assert isinstance(model, Qwen3VL)
-    return model
-
-
-def check_vocabulary(model: Qwen3VL, data: VLMDataModule) -> None:
-    """Refuse a tokenizer that writes ids which the embedding does not have.
-
-    Raises:
-        ConfigError: names both sizes.
-    """
-    ids, rows = data.processor.tokenizer.get_vocab_size(), model.decoder.vocab_size
-    if ids > rows:
-        raise ConfigError(
-            f"the tokenizer has {ids} ids, the embedding {rows} rows: raise size.vocab_size, or lower "
-            "size.vocab_ranks"
+    checkpoint = checkpoint_to_resume(folder, config)
+    if (
+        checkpoint is not None
+        and folder.is_finished
+        and checkpoint.step >= config.trainer.max_steps
+    ):
+        print(
+            f"{folder.path} has trained its {checkpoint.step} steps: trainer.max_steps=<more> goes on"
         )
+        found: dict[str, float] = folder.read_results().get("after", {})
+        return found
+    job = assemble(config)
+    describe(job)
+    leads = job.trainer.is_global_zero
+    if leads:
+        prepare(job)
+    if checkpoint is None:
+        before = scores(job)
+        if leads:
+            digests = component_digests(job.module.model)
+            folder.save_results(before=before, digests=digests, train_seconds=0.0)
+    elif leads:
+        folder.forget_metrics_from(checkpoint.step)
+        print(f"going on from step {checkpoint.step} ({checkpoint.path})")
+
+    start = time.perf_counter()
+    try:
+        job.trainer.fit(
+            job.module, job.data, ckpt_path=str(checkpoint.path) if checkpoint else None
+        )
+    finally:
+        if leads:
+            so_far = folder.read_results()["train_seconds"]
+            folder.save_results(train_seconds=so_far + time.perf_counter() - start)
+    return finish(job)
 
 
-def describe(model: Qwen3VL) -> None:
-    """Print which part is what, and its size."""
-    table = Table("part", "class", "parameters", box=None, header_style="bold")
-    for name, part in model.named_children():
-        table.add_row(name, type(part).__name__, f"{count_parameters(part):,}")
+def checkpoint_to_resume(folder: RunFolder, config: DictConfig) -> CheckpointFolder | None:
+    """The newest sound checkpoint of the run, if it is to go on and has one.
+
+    Raises:
+        ConfigError: the folder holds a run, and nothing was said about going on with it.
+    """
+    if not folder.config.is_file():
+        return None
+    if not config.resume:
+        raise ConfigError(
+            f"run_dir={folder.path} holds a run already: run={folder.path} goes on with it, resume=true "
+            "starts or goes on; or name another folder"
+        )
+    store = CheckpointStore(folder.checkpoints)
+    if is_rank_zero():
+        store.clean()
+    return store.newest()
+
+
+def prepare(job: TrainingJob) -> None:
+    """Write what a run is, before it begins."""
+    folder = job.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(job.config, folder.config, resolve=True)
+    OmegaConf.save(job.config, folder.resumable_config)
+    folder.save_tokenizer(job.data.processor.tokenizer)
+
+
+def describe(job: TrainingJob) -> None:
+    """Print which component is how large, and how it is trained."""
+    if not job.trainer.is_global_zero:
+        return
+    table = Table("component", "parameters", "trained", "learning rate", "weight decay", box=None)
+    for line in job.module.update.policy.summary(job.module.model):
+        frozen = line.learning_rate is None
+        table.add_row(
+            line.component,
+            f"{line.num_parameters:,}",
+            f"{line.num_trained:,}",
+            "frozen" if frozen else f"{line.learning_rate:g}",
+            "" if frozen else f"{line.weight_decay:g}",
+        )
     Console().print(table)
 
 
-def scores(trainer: L.Trainer, module: VLMModule, data: VLMDataModule) -> dict[str, float]:
+def scores(job: TrainingJob) -> dict[str, float]:
     """Validation metrics by their short names: `exact_match`, `<source>/exact_match`, ..."""
-    if not data.validation:
+    if not job.data.validation:
         return {}
-    trainer.validate(module, data, verbose=False)
-    metrics: Mapping[str, Any] = trainer.callback_metrics
+    job.trainer.validate(job.module, job.data, verbose=False)
+    metrics: Mapping[str, Any] = job.trainer.callback_metrics
     return {
         key.removeprefix("val/"): float(value)
         for key, value in metrics.items()
@@ -146,20 +160,43 @@ def scores(trainer: L.Trainer, module: VLMModule, data: VLMDataModule) -> dict[s
     }
 
 
-def report(
-    folder: RunFolder,
-    data: VLMDataModule,
-    before: dict[str, float],
-    after: dict[str, float],
-    seconds: float,
-) -> None:
-    """Print exact match before and after beside chance, and write it to `results.json`."""
+def finish(job: TrainingJob) -> dict[str, float]:
+    """Score, write the weights from a verified checkpoint, and draw."""
+    folder, data = job.folder, job.data
+    after = scores(job)
+    if not job.trainer.is_global_zero:
+        return after
+    digests = folder.read_results()["digests"]
+    now = component_digests(job.module.model)
+    changes = {name: {"before": digests[name], "after": now[name]} for name in now}
+    folder.save_results(after=after, components=changes)
+    if job.config.lora is not None:
+        merge_lora(job.module.model)
+    folder.export(job.module.model, job.trainer.global_step)
+    if folder.metrics.is_file():  # a run of fewer than trainer.log_every_n_steps steps has none
+        loss_curve(folder.metrics, folder.plots / "loss.png")
+    model = job.module.model
+    if data.validation and isinstance(model, Qwen3VL):
+        report(job)
+        samples = answer_samples(model, data.processor, data.validation, per_source=3)
+        sample_sheet(samples, folder.plots / "samples.png", columns=len(data.validation))
+    if data.skips.counts:
+        print(f"samples left out: {data.skips.summary()}; listed in {data.skips.file}")
+    print(f"plots, weights and metrics: {folder.path}")
+    print(f'ask it: python -m vlmkit.generate run={folder.path} image=<file> prompt="..."')
+    return after
+
+
+def report(job: TrainingJob) -> None:
+    """Print exact match before and after beside chance, and add it to `results.json`."""
+    results = job.folder.read_results()
+    before, after, seconds = results["before"], results["after"], results["train_seconds"]
     table = Table(
         "held-out questions", "n", "chance", "before", "after",
         title=f"exact match; trained {seconds / 60:.1f} minutes", title_justify="left",
     )  # fmt: skip
     rows: dict[str, Any] = {}
-    for name, source in data.validation.items():
+    for name, source in job.data.validation.items():
         key = f"{name}/exact_match"
         row = {
             "n": len(source),  # type: ignore[arg-type]
@@ -181,7 +218,7 @@ def report(
     table.add_row("mean", "", *(f"{mean[k]:.1%}" for k in ("chance", "before", "after")))
     Console().print(table)
     print("chance: the score of always giving the most frequent answer")
-    folder.save_results({"train_seconds": seconds, "exact_match": rows})
+    job.folder.save_results(exact_match=rows)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,6 +60,14 @@ def test_labels_are_the_next_token_within_the_sample():
     ids, skip = batch.input_ids[0].tolist(), IGNORED_LABEL
     assert batch.labels[0, :7].tolist() == [skip, skip, ids[3], ids[4], skip, ids[6], skip]
     assert batch.scored_index[:3].tolist() == [2, 3, 5]
+
+
+def test_touching_runs_of_two_messages_are_two_responses():
+    spans = [text(0, 2), text(1, 3, scored=True), replace(text(2, 4, scored=True), response=5)]
+    batch = collate([[text_example(0)], [example(spans, [], 0)]], pad_id=PAD_ID, merge_size=2)
+    assert batch.response_ids[1].tolist() == [-1, 1, 1, 1, 2, 2, 2, 2, -1]
+    assert torch.equal(batch.response_ids >= 0, batch.labels != IGNORED_LABEL)
+    assert batch.num_responses == 3
 
 
 def test_placeholders_are_the_visual_index():

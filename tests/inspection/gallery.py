@@ -13,7 +13,6 @@ import numpy as np
 
 from vlmkit.assets import asset_path
 from vlmkit.build import build, compose_config
-from vlmkit.data.datamodule import Rows
 from vlmkit.data.frames.reader import open_auto
 from vlmkit.data.geometry.shapes import Box, Grounding, Point, SourcePixels, TimeSpan
 from vlmkit.data.media import ImageArray, VideoFile
@@ -30,6 +29,7 @@ from vlmkit.data.record import (
     TextPart,
     VideoPart,
 )
+from vlmkit.data.rows import Rows
 from vlmkit.errors import Reason
 from vlmkit.inspection.page import page
 from vlmkit.inspection.tokens import Vocabulary

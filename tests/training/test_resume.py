@@ -28,7 +28,7 @@ def run(folder: Path, planner: list[str], workers: int, resume: bool = False):
     torch.manual_seed(0)
     config = compose_config(
         "model=qwen3vl_tiny", f"run_dir={folder}", *planner, "trainer.max_steps=6",
-        f"data.num_workers={workers}", "optim.scheduler.warmup_steps=2",
+        f"data.num_workers={workers}", "schedule.warmup_steps=2",
     )  # fmt: skip
     data = build(config.data)
     data.validation = {}

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 
+from vlmkit.checkpoint.folder import CheckpointFolder, writing_checkpoint
+from vlmkit.checkpoint.own_weights import fill_from_own
+from vlmkit.checkpoint.store import CheckpointStore
 from vlmkit.errors import CheckpointError
 
-PACKAGES = (
-    "vlmkit",
-    "torch",
-    "torchvision",
-    "lightning",
-    "hydra-core",
-    "timm",
-    "tokenizers",
-    "numpy",
-)
+TOKENIZER = "tokenizer.json"
 
 
 class RunFolder:
@@ -36,63 +25,78 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
-        self.environment = self.path / "environment.json"
+        self.what_ran = self.path / "what_ran.json"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
-        self.weights = self.path / "checkpoint" / "model.safetensors"
-        self.tokenizer = self.path / "checkpoint" / "tokenizer.json"
+        self.resumable_config = self.path / "resume.yaml"  # with its interpolations
+        self.checkpoints = self.path / "checkpoints"  # of training, by step
+        self.weights = self.path / "checkpoint"  # of the finished run
+        self.tokenizer = self.weights / TOKENIZER
         self.plots = self.path / "plots"
 
-    def save_environment(self) -> None:
-        """Write versions, machine and command line."""
-        versions: dict[str, str | None] = {}
-        for name in PACKAGES:
-            try:
-                versions[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                versions[name] = None
-        facts: dict[str, Any] = {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "processors": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "packages": versions,
-            "arguments": sys.argv[1:],
-        }
-        write_atomically(self.environment, json.dumps(facts, indent=2).encode())
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has trained all its steps and left its weights."""
+        return self.weights.is_dir()
 
-    def save_results(self, results: dict[str, Any]) -> None:
-        """Write scores."""
-        write_atomically(self.results, json.dumps(results, indent=2, ensure_ascii=False).encode())
+    def read_results(self) -> dict[str, Any]:
+        """Scores so far."""
+        if not self.results.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self.results.read_text())
+        return found
 
-    def save_weights(self, model: nn.Module, tokenizer: Tokenizer) -> None:
-        """Write weights under our own names, and the tokenizer beside them."""
-        tensors = {
-            name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()
-        }
-        write_atomically(self.tokenizer, tokenizer.to_str(pretty=True).encode())
-        write_atomically(self.weights, safetensors.torch.save(tensors, {"format": "pt"}))
+    def save_results(self, **results: Any) -> None:
+        """Write scores, beside those that are there."""
+        every = {**self.read_results(), **results}
+        write_atomically(self.results, json.dumps(every, indent=2, ensure_ascii=False).encode())
 
-    def load_weights(self, model: nn.Module) -> None:
-        """Read weights into a model of the same composition.
+    def forget_metrics_from(self, step: int) -> None:
+        """Drop lines of steps that are going to be trained again."""
+        if self.metrics.is_file():
+            lines = self.metrics.read_text().splitlines(keepends=True)
+            kept = [
+                line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step
+            ]
+            write_atomically(self.metrics, "".join(kept).encode())
+
+    def save_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keep what the run's token ids mean, before there are any weights."""
+        write_atomically(self.path / TOKENIZER, tokenizer.to_str(pretty=True).encode())
+
+    def export(self, model: nn.Module, step: int) -> None:
+        """Write the weights of the finished run, with the tokenizer beside them, and read them back.
 
         Raises:
-            CheckpointError: no such file, truncated, or of another composition; names the file.
+            CheckpointError: they cannot be written, or do not read as they were written.
         """
-        if not self.weights.is_file():
-            raise CheckpointError(
-                f"{self.path} holds no weights ({self.weights.relative_to(self.path)} is missing): "
-                "not a run folder, or the run has not finished"
-            )
-        try:
-            tensors = safetensors.torch.load_file(self.weights)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.weights}: truncated or damaged ({error})") from error
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise CheckpointError(f"{self.weights}: {error}") from error
+        with writing_checkpoint(self.weights, step) as writer:
+            writer.write_tensors("model", model.state_dict())
+            shutil.copyfile(self.path / TOKENIZER, writer.folder / TOKENIZER)
+        CheckpointFolder(self.weights).verify()
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Read weights into a model of the same composition: the run's, or those of its newest checkpoint.
+
+        Raises:
+            CheckpointError: there are none, or they are damaged or of another composition; names the file.
+        """
+        fill_from_own(model, self.newest_weights())
+
+    def newest_weights(self) -> Path:
+        """The folder that holds them.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        if self.is_finished:
+            return self.weights
+        if (newest := CheckpointStore(self.checkpoints).newest()) is not None:
+            return newest.path
+        raise CheckpointError(
+            f"{self.path} holds no weights: neither {self.weights.name}/ nor a complete checkpoint in "
+            f"{self.checkpoints.name}/. Is it a run folder that has trained long enough to save?"
+        )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

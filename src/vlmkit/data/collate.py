@@ -26,7 +26,7 @@ def collate(
     """Build a micro-batch.
 
     Positions are those of each sample alone. A label is the token that follows within the sample, where
-    that token is scored.
+    that token is scored. Responses are numbered as the spans say, never from runs of labels.
 
     Args:
         rows: examples of each row, in order.
@@ -47,17 +47,23 @@ def collate(
     input_ids = torch.full(shape, pad_id)
     labels = torch.full(shape, IGNORED_LABEL)
     sample_ids = torch.full(shape, -1)
+    response_ids = torch.full(shape, -1)
     position_ids = torch.zeros(3, *shape, dtype=torch.int64)
     visual_mask = torch.zeros(shape, dtype=torch.bool)
     segment_lengths: list[int] = []
-    num_samples = 0
+    num_samples = num_responses = 0
     for r, row in enumerate(rows):
         start = 0
         for example in row:
-            ids, scored, visual = _flatten(example)
+            ids, responses, visual = _flatten(example)
             stop = start + len(ids)
             input_ids[r, start:stop] = ids
-            labels[r, start : stop - 1] = torch.where(scored[1:], ids[1:], IGNORED_LABEL)
+            scored = responses[1:] >= 0
+            labels[r, start : stop - 1] = torch.where(scored, ids[1:], IGNORED_LABEL)
+            response_ids[r, start : stop - 1] = torch.where(
+                scored, num_responses + responses[1:], -1
+            )
+            num_responses += int(responses.max()) + 1
             visual_mask[r, start:stop] = visual
             position_ids[:, r, start:stop] = mrope_position_ids(example.spans)
             sample_ids[r, start:stop] = num_samples
@@ -83,8 +89,14 @@ def collate(
         scored_index=(labels != IGNORED_LABEL).flatten().nonzero().squeeze(1),
         sample_ids=sample_ids,
         num_samples=num_samples,
+        response_ids=response_ids,
+        num_responses=num_responses,
         source_ids=torch.tensor(
             [numbers.get(example.source, -1) for example in examples], dtype=torch.int64
+        ),
+        modality_ids=torch.tensor(
+            [-1 if example.modality is None else example.modality for example in examples],
+            dtype=torch.int64,
         ),
         padding_mask=sample_ids < 0 if min(lengths) < width else None,
         num_padding=len(rows) * width - sum(lengths),
@@ -101,13 +113,20 @@ def collate_prompt(conversation: Conversation, processor: Processor) -> VLMBatch
 
 
 def _flatten(example: Example) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, whether each is scored, whether each is a visual placeholder; (tokens,) each."""
+    """Token ids, their responses, whether they are visual placeholders; (tokens,) each.
+
+    Responses are numbered from 0 in the order in which they begin, -1 where nothing is scored.
+    """
     ids: list[int] = []
-    scored: list[bool] = []
+    responses: list[int] = []
     visual: list[bool] = []
+    numbers: dict[int, int] = {}
     for span in example.spans:
         count = span.num_tokens
         ids += span.token_ids if isinstance(span, TextSpan) else [span.placeholder_id] * count
-        scored += [isinstance(span, TextSpan) and span.scored] * count
+        response = -1
+        if isinstance(span, TextSpan) and span.scored:
+            response = numbers.setdefault(span.response, len(numbers))
+        responses += [response] * count
         visual += [isinstance(span, VisionSpan)] * count
-    return torch.tensor(ids), torch.tensor(scored), torch.tensor(visual)
+    return torch.tensor(ids), torch.tensor(responses), torch.tensor(visual)

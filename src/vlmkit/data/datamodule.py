@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -14,81 +13,21 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlmkit.batch import StepBatch
-from vlmkit.data.collate import collate
+from vlmkit.child_signals import prepare_worker
 from vlmkit.data.order.mixture import Mixture, Source, Weighted
 from vlmkit.data.order.packing import deal, pack_all
 from vlmkit.data.order.samples import Samples, Skipped
 from vlmkit.data.order.skips import SkipLog
 from vlmkit.data.order.steps import FixedRows, State, StepPlanner, StepRows, Ticket
-from vlmkit.data.order.work import Limits, Sizes, TransformerWork
+from vlmkit.data.order.work import Sizes, TransformerWork
 from vlmkit.data.patch_memory import empty_patches
 from vlmkit.data.processor import Example, Plan, Processor
+from vlmkit.data.rows import Rows
 from vlmkit.data.sizes.settings_key import differences, plain
 from vlmkit.data.sizes.size_table import is_measurable
 from vlmkit.errors import CheckpointError, listed
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The shape of micro-batches.
-
-    Attributes:
-        row_tokens: capacity of a row.
-        row_patches: patches of a row at most; None: whatever comes with the tokens.
-        rows_per_micro_batch: rows that the model sees at a time.
-        fixed_length: pad all rows to their capacity, so that compiled code sees one shape; otherwise to
-            the longest row of the micro-batch.
-    """
-
-    row_tokens: int
-    row_patches: int | None = None
-    rows_per_micro_batch: int = 1
-    fixed_length: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse shapes that hold nothing."""
-        for name in ("row_tokens", "row_patches", "rows_per_micro_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be positive")
-
-    @property
-    def limits(self) -> Limits:
-        """What a row holds."""
-        return Limits(self.row_tokens, self.row_patches)
-
-    def step_batch(
-        self,
-        step: int,
-        rows: Sequence[Sequence[Example]],
-        skipped: Sequence[Skipped],
-        processor: Processor,
-        sources: Sequence[str],
-    ) -> StepBatch:
-        """Collate rows into micro-batches."""
-        filled = [row for row in rows if row] or [[]]  # without any sample, a row of padding
-        examples = [example for row in filled for example in row]
-        tokens: Counter[str] = Counter()
-        for example in examples:
-            tokens[example.source] += example.num_tokens
-        return StepBatch(
-            step=step,
-            micro_batches=tuple(
-                collate(
-                    filled[i : i + self.rows_per_micro_batch],
-                    pad_id=processor.special_tokens.pad_id,
-                    merge_size=processor.image.merge_size,
-                    row_tokens=self.row_tokens if self.fixed_length else None,
-                    sources=sources,
-                )
-                for i in range(0, len(filled), self.rows_per_micro_batch)
-            ),
-            tokens=dict(tokens),
-            samples=dict(Counter(example.source for example in examples)),
-            skipped=tuple(skipped),
-        )
 
 
 class TrainingSteps(Dataset[StepBatch]):
@@ -394,5 +333,6 @@ class VLMDataModule(L.LightningDataModule):
             persistent_workers=False,
             prefetch_factor=self.prefetch_steps if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=prepare_worker,
             **options,
         )

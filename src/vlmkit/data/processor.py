@@ -17,10 +17,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from vlmkit.batch import Grid
+from vlmkit.batch import Grid, Modality
 from vlmkit.data.image import ImageTransform, PlannedImage
 from vlmkit.data.patch_memory import joined
-from vlmkit.data.record import Conversation, ImagePart
+from vlmkit.data.record import Conversation, ImagePart, VideoPart
 from vlmkit.data.template import ChatTemplate, TextPiece
 from vlmkit.data.tokenizer import special_tokens_of
 from vlmkit.data.video import PlannedVideo, VideoTransform
@@ -81,6 +81,15 @@ class Plan:
         """Of all media, in order."""
         return tuple(item.grid for item in self.media)
 
+    @property
+    def modality(self) -> Modality:
+        """What the sample holds beside text."""
+        parts = self.conversation.parts
+        return Modality.of(
+            has_image=any(isinstance(part, ImagePart) for part in parts),
+            has_video=any(isinstance(part, VideoPart) for part in parts),
+        )
+
     def load(self, out: Tensor | None = None) -> Example:
         """Decode the media.
 
@@ -104,6 +113,7 @@ class Plan:
             patches=patches,
             grids=self.grids,
             source=self.conversation.source,
+            modality=self.modality,
             meta=self.conversation.meta,
             plan=self,
         )
@@ -117,6 +127,7 @@ class Example:
     patches: Tensor  # (patches, patch_dim) float32, in the order of the spans
     grids: tuple[Grid, ...]
     source: str = ""
+    modality: Modality | None = None  # None: nobody said
     meta: dict[str, Any] = field(default_factory=dict)
     plan: Plan | None = None  # where it came from, for whoever wants to look
 
@@ -216,8 +227,8 @@ class Processor:
     def _tokenize(self, layout: Iterable[TextPiece | VisionSpan]) -> Iterator[Span]:
         """Text between visual runs is encoded as one string, as the published processor does.
 
-        Which tokens are scored follows from where in that string they begin, never from a search for
-        marker tokens.
+        Which tokens are scored, and to which response they belong, follows from where in that string
+        they begin, never from a search for marker tokens.
         """
         for is_text, run in groupby(layout, key=lambda part: isinstance(part, TextPiece)):
             if is_text:
@@ -238,6 +249,12 @@ class Processor:
         ends_of_pieces = np.cumsum([len(piece.text) for piece in pieces])
         piece_of_token = np.searchsorted(ends_of_pieces, starts, side="right")
         scored = np.array([piece.scored for piece in pieces])[piece_of_token]
-        bounds = [0, *(np.flatnonzero(np.diff(scored)) + 1).tolist(), len(ids)]
+        response = np.array([piece.response for piece in pieces])[piece_of_token]
+        changes = np.diff(scored) | (np.diff(response) != 0)
+        bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(ids)]
         for first, stop in pairwise(bounds):
-            yield TextSpan(token_ids=tuple(ids[first:stop]), scored=bool(scored[first]))
+            yield TextSpan(
+                token_ids=tuple(ids[first:stop]),
+                scored=bool(scored[first]),
+                response=int(response[first]),
+            )

@@ -15,6 +15,7 @@ from vlmkit.data.record import Conversation
 from vlmkit.data.turns import (
     Piece,
     TextPiece,
+    as_response,
     check,
     contents,
     document,
@@ -75,9 +76,9 @@ class InstructTemplate:
         for i, message, content in contents(conversation, self.add_vision_id):
             if message.role == "assistant":
                 body = [*content, *tool_calls(message, content)]
-                pieces += turn(ASSISTANT, body, message.is_scored)
+                pieces += as_response(i, turn(ASSISTANT, body, message.is_scored))
             elif message.role != "system":
-                pieces += other_turn(conversation, i, content)
+                pieces += as_response(i, other_turn(conversation, i, content))
         return [*pieces, TextPiece(ASSISTANT)] if for_generation else pieces
 
 
@@ -109,7 +110,7 @@ class ThinkingTemplate:
         last_question = index_of_last_question(conversation)
         for i, message, content in contents(conversation, self.add_vision_id):
             if message.role != "assistant":
-                pieces += other_turn(conversation, i, content)
+                pieces += as_response(i, other_turn(conversation, i, content))
                 continue
             thinking, content = split_thinking(conversation, i, content)
             calls = tool_calls(message, content)
@@ -117,7 +118,8 @@ class ThinkingTemplate:
                 thought = thinking.strip("\n") + "\n</think>\n\n"
                 answer = [*strip_leading_newlines(content), *calls]
                 body = [TextPiece(thought, message.is_scored), *answer]
-                pieces += turn(THINKING, body, message.is_scored)
+                written = turn(THINKING, body, message.is_scored)
             else:
-                pieces += turn(ASSISTANT, [*content, *calls], message.is_scored)
+                written = turn(ASSISTANT, [*content, *calls], message.is_scored)
+            pieces += as_response(i, written)
         return [*pieces, TextPiece(THINKING)] if for_generation else pieces

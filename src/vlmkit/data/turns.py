@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -26,10 +26,14 @@ TOOLS_AFTER = (
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Rendered text; the loss counts it or not."""
+    """Rendered text; the loss counts it or not.
+
+    `response` is the index of the message that scored text belongs to.
+    """
 
     text: str
     scored: bool = False
+    response: int = 0
 
 
 Piece = TextPiece | ImagePart | VideoPart
@@ -81,6 +85,14 @@ def contents(
     for i, message in enumerate(conversation.messages):
         if i or message.role != "system":
             yield i, message, _written(message, counts)
+
+
+def as_response(index: int, pieces: list[Piece]) -> list[Piece]:
+    """The written message of this index, its scored text marked as one response."""
+    return [
+        replace(piece, response=index) if isinstance(piece, TextPiece) and piece.scored else piece
+        for piece in pieces
+    ]
 
 
 def turn(header: str, body: list[Piece], scored: bool) -> list[Piece]:

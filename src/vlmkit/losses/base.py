@@ -14,9 +14,14 @@ from vlmkit.batch import VLMBatch
 class LossOutput:
     """A weighted sum and its weight. Means of unequal micro-batches are not the mean: divide once."""
 
-    numerator: Tensor  # () with gradient
+    numerator: Tensor  # () with gradient; everything that is minimised, the z-loss too
     denominator: Tensor  # () float32
-    token_nll: Tensor | None = None  # (scored_tokens,) float32, detached, for the log
+    token_nll: Tensor | None = (
+        None  # (scored_tokens,) float32, detached, without z-loss, for the log
+    )
+    z_numerator: Tensor | None = (
+        None  # () detached: the z-loss within the numerator; None: no z-loss
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class TokenWeighting(nn.Module):
-    """Weight x ** -power for each of a sample's x scored tokens.
+    """Weight x ** -power for each of a unit's x scored tokens; a unit is a sample or a response.
 
-    power 0 counts tokens, 1 counts samples, 0.5 is the square-root weighting (InternVL2.5's square
+    power 0 counts tokens, 1 counts units, 0.5 is the square-root weighting (InternVL2.5's square
     averaging; the Qwen3-VL report names a square-root-normalised loss without a formula).
     """
 
@@ -19,16 +19,16 @@ class TokenWeighting(nn.Module):
             raise ValueError(f"weighting power must lie in 0..1, got {power}")
         self.power = power
 
-    def forward(self, sample_ids: Tensor, num_samples: int) -> Tensor:
+    def forward(self, unit_ids: Tensor, num_units: int) -> Tensor:
         """Weights of the scored tokens.
 
         Args:
-            sample_ids: (scored_tokens,) int64, the sample that each belongs to.
-            num_samples: samples of the micro-batch.
+            unit_ids: (scored_tokens,) int64, the unit that each belongs to.
+            num_units: units of the micro-batch.
 
         Returns:
             (scored_tokens,) float32.
         """
-        ones = torch.ones(len(sample_ids), device=sample_ids.device)
-        counts = torch.zeros(num_samples, device=sample_ids.device).index_add(0, sample_ids, ones)
-        return counts[sample_ids] ** -self.power
+        ones = torch.ones(len(unit_ids), device=unit_ids.device)
+        counts = torch.zeros(num_units, device=unit_ids.device).index_add(0, unit_ids, ones)
+        return counts[unit_ids] ** -self.power

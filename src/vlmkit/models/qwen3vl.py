@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -26,7 +28,30 @@ class ModelOutput:
 
 
 class Qwen3VL(nn.Module):
-    """Composes the parts. Which ones is configuration; how they meet is here."""
+    """Composes the parts. Which ones is configuration; how they meet is here.
+
+    Attributes:
+        components: name patterns of what can be trained or frozen by itself; the first that fits
+            decides. A tied head has no parameters of its own.
+    """
+
+    components: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("vision.*",),
+        "merger": ("merger.*",),
+        "position": ("position.*",),
+        "fusion": ("fusion.*",),  # DeepStack's mergers
+        "embedding": ("decoder.embedding.*",),
+        # wildcards before the names: adapters wrap what they adapt
+        "router": ("decoder.layers.*.feed_forward.*router.*",),
+        "experts": (
+            "decoder.layers.*.feed_forward.*gate_up_proj",
+            "decoder.layers.*.feed_forward.*down_proj",
+            "decoder.layers.*.feed_forward.lora_*",
+            "decoder.layers.*.feed_forward.base_layer.lora_*",
+        ),
+        "decoder": ("decoder.layers.*", "decoder.norm.*"),
+        "head": ("decoder.head.*",),
+    }
 
     def __init__(
         self,
@@ -59,6 +84,11 @@ class Qwen3VL(nn.Module):
         self.fusion = fusion
         self.decoder = decoder
         self.special_tokens = special_tokens or SpecialTokens()
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.decoder.vocab_size
 
     def reset_parameters(self) -> None:
         """Fill all parameters with initial values."""

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 
+from vlmkit.device_memory import GIB, free_gib
 from vlmkit.errors import UserError
 
-GIB = 2**30
-CGROUPS = [  # limit and use of the container, versions 2 and 1
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-]
 SHARE_USABLE = 0.9  # of free memory; the rest is for activations' peaks and the allocator
 
 
@@ -40,17 +31,6 @@ class TrainingState:
         """All of it, in GiB."""
         per_parameter = 2 * self.weight_bytes + 2 * self.moment_bytes
         return self.num_parameters * per_parameter / GIB
-
-
-def free_gib(device: torch.device) -> float:
-    """Free memory of a device, in GiB; on the host no more than the container allows."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / GIB
-    free = psutil.virtual_memory().available
-    for limit_file, used_file in CGROUPS:
-        if limit_file.is_file() and (limit := limit_file.read_text().strip()).isdigit():
-            free = min(free, int(limit) - int(used_file.read_text()))
-    return max(free, 0) / GIB
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,70 +1,68 @@
-"""The LightningModule of next-token training."""
+"""Next-token training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import logging
+from collections.abc import Sequence
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from vlmkit.batch import StepBatch, VLMBatch
+from vlmkit.batch import Modality, StepBatch, VLMBatch
 from vlmkit.losses.balancing import LoadBalancing
 from vlmkit.losses.base import Loss
 from vlmkit.models.qwen3vl import Qwen3VL
-from vlmkit.training.optim import weight_decay_groups
-from vlmkit.training.source_totals import SourceTotals
+from vlmkit.training.group_totals import GroupTotals
+from vlmkit.training.sections import Sections
+from vlmkit.training.step_routing import StepRouting
+from vlmkit.training.stepped_module import Guard, SteppedModule
+from vlmkit.training.update import Update
+
+log = logging.getLogger(__name__)
 
 
-class VLMModule(L.LightningModule):
+class VLMModule(SteppedModule):
     """Trains on the scored tokens of packed conversations.
 
-    One call of `training_step` is one optimiser step: its batch holds all micro-batches of this rank, so
-    that the loss is divided once, by the denominator of the whole step over all ranks. The gradient does
-    not depend on how the step is cut, but for the balancing loss of experts, which is taken per
-    micro-batch and averaged by tokens.
+    The loss of a step is divided once, by its denominator over all micro-batches and ranks, so the
+    gradient does not depend on how the step is cut.
     """
+
+    model: Qwen3VL
 
     def __init__(
         self,
         model: Qwen3VL,
+        update: Update,
         loss: Loss,
-        optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler],
         balancing: LoadBalancing | None = None,
-        weight_decay: float = 0.0,
-        clip_norm: float = 1.0,
         validation_names: Sequence[str] = (),
         source_names: Sequence[str] = (),
+        guard: Guard | None = None,
+        sections: Sections | None = None,
+        seed: int = 0,
     ) -> None:
         """Keep the parts.
 
         Args:
             model: what is trained.
+            update: how the gradient of a step becomes an update of the weights.
             loss: objective on scored tokens.
-            optimizer: makes the optimiser from parameter groups.
-            scheduler: makes the schedule from the optimiser and `total_steps`.
             balancing: keeps experts evenly used; None for dense models.
-            weight_decay: of matrices.
-            clip_norm: largest norm of the gradient over all parameters.
             validation_names: of the validation loaders, in order.
             source_names: of the training sources, in the order in which batches number them; each gets
                 its own loss and counts in the log.
+            guard: decides which steps are applied; None applies all.
+            sections: told what takes time.
+            seed: of what is random within a step.
         """
-        super().__init__()
-        self.automatic_optimization = False
-        self.model = model
-        self.loss = loss
-        self.balancing = balancing
-        self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.weight_decay, self.clip_norm = weight_decay, clip_norm
+        super().__init__(model, update, guard, sections, seed)
+        self.loss, self.balancing = loss, balancing
         self.validation_names = tuple(validation_names)
         self.source_names = tuple(source_names)
-        self._per_source: SourceTotals | None = None
+        self.num_empty_steps = 0
+        self._by_source = self._by_modality = GroupTotals((), torch.device("cpu"))
         self.metrics = nn.ModuleDict(
             {
                 name: nn.ModuleDict({"exact_match": MeanMetric(), "answer_nll": MeanMetric()})
@@ -72,70 +70,82 @@ class VLMModule(L.LightningModule):
             }
         )
 
-    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        """One optimiser step over all micro-batches."""
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        assert not isinstance(optimizer, list)
+    def accumulate_gradient(self, batch: StepBatch) -> Tensor:
+        """See `SteppedModule.accumulate_gradient`."""
         micro_batches = batch.micro_batches
         parts = (self.loss.denominator(micro) for micro in micro_batches)
         denominator = sum(parts, torch.zeros((), device=self.device))
-        denominator = self.all_reduce(denominator, "sum").clamp(min=1e-8)
-        num_tokens = max(batch.num_tokens, 1)
-        total = torch.zeros((), device=self.device)
-        balancing = torch.zeros((), device=self.device)
-        if self._per_source is None:
-            self._per_source = SourceTotals(self.source_names, self.device)
-        per_source = self._per_source
-        for micro, counts in self._in_step_with_other_ranks(batch):
-            output = self.model(micro)
-            result = self.loss(output.hidden, self.model.decoder.head_weight, micro)
+        denominator = self.all_reduce(denominator, "sum")
+        self._note_empty(batch, denominator)
+        denominator = denominator.clamp(min=1e-8)
+        most = self.most_micro_batches(batch)
+        routing = self._count_assignments(micro_batches, most)
+        total = torch.zeros(2, device=self.device)  # loss, and the part of it that is z-loss
+        for micro, counts in self.in_step_with_other_ranks(micro_batches, most):
+            with self.sections("forward"):
+                output = self.model(micro)
+                result = self.loss(output.hidden, self.model.decoder.head_weight, micro)
+            objective = result.numerator / denominator
             if counts:
-                per_source.add(micro, result.token_nll)
-            # data parallelism averages gradients over ranks: scale back to a sum
-            objective = result.numerator * self.trainer.world_size / denominator
-            total += result.numerator.detach() * counts
-            if self.balancing is not None and output.router is not None:
-                balance = self.balancing(output.router) * (micro.num_tokens / num_tokens)
-                objective = objective + self.balancing.coefficient * balance
-                balancing += balance.detach() * counts
-            self.manual_backward(objective * counts)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()  # type: ignore[union-attr]
+                total[0] += result.numerator.detach()
+                if result.z_numerator is not None:
+                    total[1] += result.z_numerator
+                self._by_source.add(micro, micro.source_ids, result.token_nll)
+                self._by_modality.add(micro, micro.modality_ids, result.token_nll)
+            if routing is not None and output.router is not None:
+                objective = objective + routing.loss(output.router, counts)
+            with self.sections("backward"):
+                # data parallelism averages gradients over ranks: scale back to a sum
+                self.manual_backward(objective * counts * self.trainer.world_size)
+        loss, z_loss = self.all_reduce(total, "sum") / denominator
+        self._log_groups(batch)
+        if routing is not None:
+            self.log("train/balancing", self.all_reduce(routing.total, "sum"))
+        self.log("train/z_loss", z_loss)
+        return loss
 
-        self.log("train/loss", self.all_reduce(total, "sum") / denominator)
-        self.log("train/grad_norm", grad_norm)
-        for key, value in per_source.means(batch, self.all_reduce).items():
-            self.log(f"train/{key}", value)
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
-        if self.balancing is not None:
-            self.log("train/balancing", balancing)
-
-    def _in_step_with_other_ranks(self, batch: StepBatch) -> Iterator[tuple[VLMBatch, int]]:
-        """This rank's micro-batches, each with 1; then its last with 0 until the busiest rank is done.
-
-        Each backward pass is a collective, so all ranks must make equally many.
-
-        Raises:
-            RuntimeError: ranks disagree about what the step holds.
-        """
-        micro_batches = batch.micro_batches
-        most = len(micro_batches)
-        if self.trainer.world_size > 1:
-            mine = torch.tensor(
-                [most, batch.rows_hash, -batch.rows_hash], dtype=torch.int64, device=self.device
+    def _note_empty(self, batch: StepBatch, denominator: Tensor) -> None:
+        """A step without a scored token has loss 0 and gradient 0; count it, and say so."""
+        if float(denominator) == 0:
+            self.num_empty_steps += 1
+            log.warning(
+                "step %d has no scored token on any rank, so its gradient is zero (%d such steps so far): "
+                "see what the samples look like with python -m vlmkit.inspect step=%d",
+                batch.step,
+                self.num_empty_steps,
+                batch.step,
             )
-            most, largest, smallest = self.all_reduce(mine, "max").tolist()
-            if largest != -smallest:
-                raise RuntimeError(
-                    f"step {batch.step}: the ranks have planned different rows, so samples would be lost "
-                    "or doubled. A file that cannot be read everywhere, or not in time, is the usual "
-                    "cause: compare the ranks' lists of skipped samples, or measure sizes once with "
-                    "python -m vlmkit.stats write_sizes=true"
-                )
-        for i in range(most):
-            yield micro_batches[min(i, len(micro_batches) - 1)], int(i < len(micro_batches))
+        self.log("train/empty_steps", float(self.num_empty_steps))
+
+    def on_fit_start(self) -> None:
+        """Make the sums that the log is written from."""
+        self._by_source = GroupTotals(self.source_names, self.device)
+        self._by_modality = GroupTotals([kind.name.lower() for kind in Modality], self.device)
+
+    def _log_groups(self, batch: StepBatch) -> None:
+        """Loss by source and by modality, and tokens by source."""
+        for totals in (self._by_source, self._by_modality):
+            self.log_dict({f"train/{k}": v for k, v in totals.means(self.all_reduce).items()})
+        if self.source_names:
+            mine = [float(batch.tokens.get(name, 0)) for name in self.source_names]
+            tokens = self.all_reduce(torch.tensor(mine, device=self.device), "sum")
+            named = zip(self.source_names, tokens, strict=True)
+            self.log_dict({f"train/tokens/{name}": count for name, count in named})
+
+    def _count_assignments(
+        self, micro_batches: tuple[VLMBatch, ...], most: int
+    ) -> StepRouting | None:
+        """Of the whole step, where that takes a forward pass of its own."""
+        if self.balancing is None:
+            return None
+        routing = StepRouting(self.balancing, self.all_reduce, self.device)
+        if self.balancing.exact and most > 1:
+            with torch.no_grad(), self.sections("forward"):
+                for micro, counts in self.in_step_with_other_ranks(micro_batches, most):
+                    if (stats := self.model(micro).router) is not None:
+                        routing.count(stats, counts)
+            routing.is_complete = True
+        return routing
 
     def validation_step(self, batch: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score micro-batches; a sample is right when every token of its answer is.
@@ -167,14 +177,3 @@ class VLMModule(L.LightningModule):
                     matches.append(value)
         if matches:
             self.log("val/exact_match", torch.stack(matches).mean())
-
-    def all_reduce(self, value: Tensor, operation: str) -> Tensor:
-        """Combine a value of all ranks by `sum` or `max`."""
-        reduced: Tensor = self.trainer.strategy.reduce(value, reduce_op=operation)  # type: ignore[assignment]
-        return reduced
-
-    def configure_optimizers(self) -> Any:
-        """The optimiser over decayed and spared parameters, and its schedule."""
-        optimizer = self.make_optimizer(weight_decay_groups(self.model, self.weight_decay))
-        scheduler = self.make_scheduler(optimizer, total_steps=self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}

@@ -60,7 +60,7 @@ class VisionWeights:
             FileNotFoundError: there is no such file.
         """
         try:
-            values = timm_to_encoder(self._read(), encoder)
+            values = timm_to_encoder(self.read(), encoder)
         except ValueError as error:
             raise ValueError(f"vision weights {self.source}: {error}") from error
         with torch.no_grad():
@@ -68,7 +68,8 @@ class VisionWeights:
                 parameter.copy_(values[name])
         log.info("vision weights: %d tensors loaded from %s", len(values), self.source)
 
-    def _read(self) -> Mapping[str, Tensor]:
+    def read(self) -> Mapping[str, Tensor]:
+        """All tensors, under timm's names."""
         if self.source.startswith(TIMM_PREFIX):
             return pretrained_timm_model(self.source.removeprefix(TIMM_PREFIX)).state_dict()
         return _read_safetensors(Path(self.source))

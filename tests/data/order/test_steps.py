@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from tests.data.toys import WORK, Numbered
 from vlmkit.batch import StepBatch
 from vlmkit.build import build, compose_config
-from vlmkit.data.datamodule import Rows, VLMDataModule
+from vlmkit.data.datamodule import VLMDataModule
 from vlmkit.data.order.mixture import Mixture, Weighted
 from vlmkit.data.order.steps import FixedRows, FixedSamples
 from vlmkit.data.processor import Processor
+from vlmkit.data.rows import Rows
 from vlmkit.errors import CheckpointError, ConfigError
 
 PLANNERS = {

@@ -14,7 +14,7 @@ import pytest
 
 from tests.data.toys import WORK, Numbered, sizes_of
 from vlmkit.build import build, compose_config
-from vlmkit.data.datamodule import Rows, VLMDataModule
+from vlmkit.data.datamodule import VLMDataModule
 from vlmkit.data.media import ImageArray
 from vlmkit.data.order.mixture import Mixture, TokenUnit, Weighted
 from vlmkit.data.order.over_length import ShrinkMedia
@@ -23,6 +23,7 @@ from vlmkit.data.order.steps import FixedRows, FixedSamples
 from vlmkit.data.order.work import Limits, Sizes
 from vlmkit.data.processor import Processor
 from vlmkit.data.record import Conversation, ImagePart, Message, TextPart
+from vlmkit.data.rows import Rows
 from vlmkit.data.sizes.size_table import MOST_SAMPLES, REASONS, SizeTable, is_measurable
 from vlmkit.errors import ConfigError, Reason
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from vlmkit.data.datamodule import Rows
 from vlmkit.data.order.mixture import Mixture, Weighted
 from vlmkit.data.order.packing import deal
 from vlmkit.data.order.samples import Samples, table_key
 from vlmkit.data.order.steps import StepPlanner, StepRows
 from vlmkit.data.processor import Processor
 from vlmkit.data.record import Conversation
+from vlmkit.data.rows import Rows
 from vlmkit.data.sizes.measured import Measured
 from vlmkit.data.sizes.size_table import is_measurable
 

@@ -1,0 +1,125 @@
+"""Config -> the parts of a training job, built in the order in which mistakes are cheapest to find."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from vlmkit.build import build, build_model, options_of
+from vlmkit.checkpoint.run_folder import RunFolder
+from vlmkit.data.datamodule import VLMDataModule
+from vlmkit.errors import ConfigError
+from vlmkit.runs import fill_from
+from vlmkit.training.checkpoint_io import SafeCheckpointIO
+from vlmkit.training.guarded_logger import GuardedLogger
+from vlmkit.training.memory import check_fits, count_parameters
+from vlmkit.training.precision import BFloat16Precision, check_precision
+from vlmkit.training.sections import Sections
+from vlmkit.training.stepped_module import SteppedModule
+
+log = logging.getLogger(__name__)
+
+CHANGES = ("lora", "compile", "recompute")
+"""Groups whose options change the blocks of a built model in place, in this order."""
+NOT_HASHED = ("run", "run_dir", "resume", "trainer", "logger", "callbacks", "checkpointing")
+"""What may differ between a run and its continuation without being another experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Everything that `trainer.fit` needs."""
+
+    config: DictConfig
+    folder: RunFolder
+    trainer: L.Trainer
+    module: SteppedModule
+    data: VLMDataModule
+
+
+def assemble(config: DictConfig) -> TrainingJob:
+    """Build trainer, data, model and module.
+
+    Raises:
+        UserError: something does not exist, fit together or fit into memory; says what would.
+    """
+    L.seed_everything(config.seed, verbose=False)
+    plugins = build(config.trainer.plugins) or []
+    trainer: L.Trainer = build(
+        config.trainer,
+        logger=[GuardedLogger(logger) for logger in build(config.logger).values()],
+        callbacks=[part for part in build(config.callbacks).values() if part is not None],
+        plugins=[*plugins, SafeCheckpointIO(config_hash=config_hash(config), verify=False)],
+    )
+    check_precision(trainer)
+    model = model_that_fits(config, trainer)
+    if config.start_from.folder is not None:
+        fill_from(model, config.start_from.folder, config.start_from.only)
+    for name in CHANGES:
+        if (change := build(config[name])) is not None:
+            change(model)
+    data: VLMDataModule = build(config.data)
+    check_vocabulary(model, data)
+    module: SteppedModule = build(
+        config.module,
+        model=model,
+        validation_names=list(data.validation),
+        source_names=data.mixture.names,
+        sections=Sections(),
+    )
+    return TrainingJob(
+        config=config, folder=RunFolder(config.run_dir), trainer=trainer, module=module, data=data
+    )
+
+
+def is_rank_zero() -> bool:
+    """Whether this process leads, known before processes have been joined."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
+def config_hash(config: DictConfig) -> str:
+    """A short hash of what makes the experiment."""
+    plain = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [str(key) for key in config if key not in NOT_HASHED])
+    )
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def model_that_fits(config: DictConfig, trainer: L.Trainer) -> nn.Module:
+    """Build on meta, refuse what the device cannot hold, then build for real.
+
+    Raises:
+        DoesNotFitError: with the numbers, what would fit, and the flags to try.
+    """
+    device = trainer.strategy.root_device
+    bf16 = isinstance(trainer.precision_plugin, BFloat16Precision)
+    state = check_fits(
+        build_model(config=config, device="meta"),
+        device,
+        bf16_weights=bf16,
+        smaller=options_of("model"),
+        parameters_of=lambda size: count_parameters(build_model(f"model={size}", device="meta")),
+    )
+    log.info("%d parameters; training state %.2f GiB", state.num_parameters, state.total_gib)
+    return build_model(config=config, device=device, dtype=torch.bfloat16 if bf16 else None)
+
+
+def check_vocabulary(model: nn.Module, data: VLMDataModule) -> None:
+    """Refuse a tokenizer that writes ids which the embedding does not have.
+
+    Raises:
+        ConfigError: names both sizes.
+    """
+    ids, rows = data.processor.tokenizer.get_vocab_size(), int(model.vocab_size)  # type: ignore[arg-type]
+    if ids > rows:
+        raise ConfigError(
+            f"the tokenizer has {ids} ids, the embedding {rows} rows: raise size.vocab_size, or lower "
+            "size.vocab_ranks"
+        )
