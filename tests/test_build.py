@@ -93,9 +93,10 @@ def test_training_options_compose(option, tmp_path):
 
 def test_every_group_is_tested():
     groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
-    elsewhere = {  # sources: tests/data/sources; the others in tests/training
+    elsewhere = {  # sources: tests/data/sources; debug: test_debug_options; others in tests/training
         *("optim", "trainer", "precision", "logger", "source", "stage", "recipe", "module"),
         *("text_encoder", "compile", "recompute", "lora", "averaging", "guard", "self_checks"),
+        *("debug", "experiment"),
     }
     assert groups == {*MODEL_GROUPS, *BUILT_GROUPS, *elsewhere}
 

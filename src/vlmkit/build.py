@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -179,6 +180,11 @@ def parse_value(text: str) -> Any:
 def job_overrides() -> list[str]:
     """The overrides of the running command, as they were given."""
     return list(HydraConfig.get().overrides.task)
+
+
+def is_single_run() -> bool:
+    """Whether the running command is one job, not one of a sweep."""
+    return bool(HydraConfig.get().mode == RunMode.RUN)
 
 
 def entry_point(

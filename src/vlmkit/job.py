@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -24,6 +25,7 @@ from vlmkit.training.memory import check_fits, count_parameters
 from vlmkit.training.precision import BFloat16Precision, check_precision
 from vlmkit.training.sections import Sections
 from vlmkit.training.stepped_module import SteppedModule
+from vlmkit.training.survival.rank_agreement import RankAgreement
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +54,14 @@ def assemble(config: DictConfig) -> TrainingJob:
     """
     L.seed_everything(config.seed, verbose=False)
     plugins = build(config.trainer.plugins) or []
+    callbacks = [part for part in build(config.callbacks).values() if part is not None]
+    for callback in callbacks:
+        if isinstance(callback, RankAgreement):
+            callback.config_hash = config_hash(config)
     trainer: L.Trainer = build(
         config.trainer,
         logger=[GuardedLogger(logger) for logger in build(config.logger).values()],
-        callbacks=[part for part in build(config.callbacks).values() if part is not None],
+        callbacks=callbacks,
         plugins=[*plugins, SafeCheckpointIO(config_hash=config_hash(config), verify=False)],
     )
     check_precision(trainer)
@@ -81,7 +87,23 @@ def assemble(config: DictConfig) -> TrainingJob:
 
 def is_rank_zero() -> bool:
     """Whether this process leads, known before processes have been joined."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+    return int(rank_zero_only.rank or 0) == 0  # type: ignore[attr-defined]
+
+
+def check_run_folder_is_shared(config: DictConfig) -> None:
+    """Refuse processes that torchrun or SLURM has started and that would name a run folder each.
+
+    Raises:
+        ConfigError: no run_dir is given.
+    """
+    if not OmegaConf.is_interpolation(config, "run_dir"):
+        return
+    for launcher in (TorchElasticEnvironment, SLURMEnvironment):
+        if launcher.detect() and (num_processes := launcher().world_size()) > 1:
+            raise ConfigError(
+                f"{num_processes} processes were started, and each would name its run folder after its own "
+                "clock: give run_dir=<folder>"
+            )
 
 
 def config_hash(config: DictConfig) -> str:

@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning as L
 import torch
+from lightning.pytorch.plugins import Precision
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -23,13 +25,15 @@ from vlmkit.checkpoint.own_weights import fill_from_own
 from vlmkit.checkpoint.run_folder import RunFolder
 from vlmkit.checkpoint.store import CheckpointStore
 from vlmkit.data.datamodule import VLMDataModule
-from vlmkit.errors import CheckpointError
+from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.job import CHANGES
 from vlmkit.losses.base import Loss
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.runs import build_processor, read_config
 from vlmkit.training.first_nonfinite import FirstNonFinite
 from vlmkit.training.policy import components_of
+from vlmkit.training.precision import BFloat16Precision
+from vlmkit.training.stepped_module import seed_of_step
 from vlmkit.training.survival.incidents import Incident, digests, read_incident
 
 
@@ -61,7 +65,14 @@ def main(config: DictConfig) -> None:
             f"weights of the step were not kept: these are {weights}, so numbers will differ"
         )
     run_config = read_config(folder)
-    model = build_model(config=run_config, device=device)
+    precision = precision_of(run_config, device)
+    bf16 = isinstance(precision, BFloat16Precision)
+    model = build_model(config=run_config, device=device, dtype=torch.bfloat16 if bf16 else None)
+    if not isinstance(model, Qwen3VL):
+        raise ConfigError(
+            f"{folder.path} trains a {type(model).__name__}: only steps of next-token training can be "
+            "taken again"
+        )
     for name in CHANGES:
         if (change := build(run_config[name])) is not None:
             change(model)
@@ -72,12 +83,29 @@ def main(config: DictConfig) -> None:
     batch = batch_of(incident, data)
     same = digests(batch) == list(incident.digests)
     print("tokens and pixels are " + ("those of the step" if same else "NOT those of the step"))
-    assert isinstance(model, Qwen3VL)
     build(run_config.weight_update.policy).freeze(model)
-    samples, norms, first = take(model, build(run_config.loss), batch.to(device))
+    torch.manual_seed(seed_of_step(incident.seed, incident.step, incident.rank))
+    with precision.forward_context():
+        samples, norms, first = take(model, build(run_config.loss), batch.to(device))
     console.print(table_of(samples))
     console.print(norms_table(norms, incident))
     print(f"first number that is not finite: {first or 'none'}")
+
+
+def precision_of(config: DictConfig, device: torch.device) -> Precision:
+    """How the run computes."""
+    trainer: L.Trainer = build(
+        config.trainer,
+        accelerator=device.type,
+        devices=1,
+        strategy="auto",
+        num_nodes=1,
+        plugins=build(config.trainer.plugins),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    return trainer.precision_plugin
 
 
 def weights_of(

@@ -89,6 +89,7 @@ def resumed_config(folder: str | Path, overrides: Sequence[str]) -> DictConfig:
     groups = options_by_group()
     for override in overrides:
         key, equals, value = override.partition("=")
+        key = key.lstrip("+")  # keys that the defaults do not have must be written with it
         if key in groups or not equals:
             raise ConfigError(
                 f"{override}: a run goes on under its own config; only single keys can be changed, such "

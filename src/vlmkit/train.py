@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from vlmkit.build import entry_point, job_overrides
+from vlmkit.build import entry_point, is_single_run, job_overrides
 from vlmkit.checkpoint.folder import CheckpointFolder
 from vlmkit.checkpoint.run_folder import RunFolder
 from vlmkit.checkpoint.store import CheckpointStore
@@ -28,7 +28,7 @@ from vlmkit.errors import ConfigError
 from vlmkit.evaluation.chance import chance_level
 from vlmkit.evaluation.plots import loss_curve, sample_sheet
 from vlmkit.evaluation.samples import answer_samples
-from vlmkit.job import TrainingJob, assemble, is_rank_zero
+from vlmkit.job import TrainingJob, assemble, check_run_folder_is_shared, is_rank_zero
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.runs import resumed_config
 from vlmkit.training.lora import merge_lora
@@ -44,13 +44,13 @@ def main(config: DictConfig) -> float:
     Returns:
         Exact match on held-out questions at the end, for sweepers.
     """
-    # Lightning's own, about torch's next version; nothing that a user could do
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # it looks for a loader with a state; ours is the data module's
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     if config.run is not None:
         changes = [text for text in job_overrides() if not text.startswith("run=")]
         config = resumed_config(config.run, changes)
+    if is_single_run():  # a sweep names the folders of its jobs once
+        check_run_folder_is_shared(config)
+    if not is_rank_zero():  # what all ranks know, one of them says
+        logging.getLogger("vlmkit").setLevel(logging.WARNING)
     return train(config).get("exact_match", float("nan"))
 
 
@@ -64,6 +64,14 @@ def train(config: DictConfig) -> dict[str, float]:
         UserError: the job cannot run; says why and what would help.
         SystemExit: with code 75 (`vlmkit.training.survival.signals.RESUMABLE`), when a signal has stopped it.
     """
+    # Lightning's own, about torch's next version; nothing that a user could do
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # it looks for a loader with a state; ours is the data module's
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    # metrics are summed over ranks by torchmetrics, before they are logged
+    warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*all_gather is deprecated.*")  # Lightning's call
+    warnings.filterwarnings("ignore", message=".*You have overridden `transfer_batch_to_device`.*")
     folder = RunFolder(config.run_dir)
     checkpoint = checkpoint_to_resume(folder, config)
     if (
@@ -79,16 +87,17 @@ def train(config: DictConfig) -> dict[str, float]:
     job = assemble(config)
     describe(job)
     leads = job.trainer.is_global_zero
+    first_step = checkpoint.step if checkpoint else 0
     if leads:
         prepare(job)
+        folder.forget_metrics_from(first_step)
     if checkpoint is None:
-        before = scores(job)
+        before = scores(job) if config.score_before else {}
         if leads:
             digests = component_digests(job.module.model)
             folder.save_results(before=before, digests=digests, train_seconds=0.0)
     elif leads:
-        folder.forget_metrics_from(checkpoint.step)
-        print(f"going on from step {checkpoint.step} ({checkpoint.path})")
+        print(f"going on from step {first_step} ({checkpoint.path})")
 
     start = time.perf_counter()
     try:
@@ -111,6 +120,8 @@ def checkpoint_to_resume(folder: RunFolder, config: DictConfig) -> CheckpointFol
     if not folder.config.is_file():
         return None
     if not config.resume:
+        if not is_rank_zero():
+            return None  # rank 0 has just begun the run, or is refusing it
         raise ConfigError(
             f"run_dir={folder.path} holds a run already: run={folder.path} goes on with it, resume=true "
             "starts or goes on; or name another folder"
@@ -161,7 +172,7 @@ def scores(job: TrainingJob) -> dict[str, float]:
 
 
 def finish(job: TrainingJob) -> dict[str, float]:
-    """Score, write the weights from a verified checkpoint, and draw."""
+    """Score, write the weights, which say that the run is finished, and draw."""
     folder, data = job.folder, job.data
     after = scores(job)
     if not job.trainer.is_global_zero:
@@ -170,15 +181,17 @@ def finish(job: TrainingJob) -> dict[str, float]:
     now = component_digests(job.module.model)
     changes = {name: {"before": digests[name], "after": now[name]} for name in now}
     folder.save_results(after=after, components=changes)
-    if job.config.lora is not None:
-        merge_lora(job.module.model)
-    folder.export(job.module.model, job.trainer.global_step)
-    if folder.metrics.is_file():  # a run of fewer than trainer.log_every_n_steps steps has none
-        loss_curve(folder.metrics, folder.plots / "loss.png")
     model = job.module.model
     if data.validation and isinstance(model, Qwen3VL):
         report(job)
-        samples = answer_samples(model, data.processor, data.validation, per_source=3)
+    if job.config.lora is not None:
+        merge_lora(model)
+    folder.export(model, job.trainer.global_step)
+    if folder.metrics.is_file():  # a run of fewer than trainer.log_every_n_steps steps has none
+        loss_curve(folder.metrics, folder.plots / "loss.png")
+    per_source = job.config.samples_per_source
+    if per_source and data.validation and isinstance(model, Qwen3VL):
+        samples = answer_samples(model, data.processor, data.validation, per_source=per_source)
         sample_sheet(samples, folder.plots / "samples.png", columns=len(data.validation))
     if data.skips.counts:
         print(f"samples left out: {data.skips.summary()}; listed in {data.skips.file}")
@@ -201,24 +214,26 @@ def report(job: TrainingJob) -> None:
         row = {
             "n": len(source),  # type: ignore[arg-type]
             "chance": chance_level(source),
-            "before": before[key],
+            "before": before.get(key),
             "after": after[key],
         }
         rows[name] = row
-        table.add_row(
-            name, str(row["n"]), *(f"{row[k]:.1%}" for k in ("chance", "before", "after"))
-        )
+        table.add_row(name, str(row["n"]), *_percents(row))
     rows["mean"] = {
         "chance": sum(row["chance"] for row in rows.values()) / len(rows),
-        "before": before["exact_match"],
+        "before": before.get("exact_match"),
         "after": after["exact_match"],
     }
-    mean = rows["mean"]
     table.add_section()
-    table.add_row("mean", "", *(f"{mean[k]:.1%}" for k in ("chance", "before", "after")))
+    table.add_row("mean", "", *_percents(rows["mean"]))
     Console().print(table)
     print("chance: the score of always giving the most frequent answer")
     job.folder.save_results(exact_match=rows)
+
+
+def _percents(row: Mapping[str, float | None]) -> list[str]:
+    values = (row[key] for key in ("chance", "before", "after"))
+    return ["" if value is None else f"{value:.1%}" for value in values]
 
 
 if __name__ == "__main__":

@@ -203,6 +203,7 @@ class VLMDataModule(L.LightningDataModule):
         work: TransformerWork,
         num_steps: int,
         skips: SkipLog | None = None,
+        validation_rows: Rows | None = None,
         validation_samples: int = 64,
         num_workers: int = 0,
         prefetch_steps: int = 4,
@@ -218,6 +219,7 @@ class VLMDataModule(L.LightningDataModule):
             work: of a sample, to keep rows and ranks even.
             num_steps: optimiser steps of the run.
             skips: counts samples that cannot be used, and sets how many may be.
+            validation_rows: the shape of validation micro-batches, where it differs.
             validation_samples: samples of a validation item.
             num_workers: processes that prepare steps ahead; 0 prepares them in the training process.
             prefetch_steps: steps that each worker prepares ahead.
@@ -230,6 +232,7 @@ class VLMDataModule(L.LightningDataModule):
             )
         self.mixture, self.validation = mixture, validation
         self.processor, self.rows, self.planner, self.work = processor, rows, planner, work
+        self.validation_rows = validation_rows or rows
         self.num_steps, self.num_workers = num_steps, num_workers
         self.prefetch_steps, self.validation_samples = prefetch_steps, validation_samples
         self.skips = skips or SkipLog()
@@ -258,7 +261,12 @@ class VLMDataModule(L.LightningDataModule):
         return [
             self._loader(
                 ValidationSet(
-                    name, source, self.processor, self.rows, self.work, self.validation_samples
+                    name,
+                    source,
+                    self.processor,
+                    self.validation_rows,
+                    self.work,
+                    self.validation_samples,
                 )
             )
             for name, source in self.validation.items()

@@ -75,6 +75,7 @@ class Decoder(nn.Module):
         attention: Attention,
         tie_embeddings: bool,
         norm_eps: float = 1e-6,
+        init_std: float = 0.02,
     ) -> None:
         """Build the decoder.
 
@@ -89,8 +90,12 @@ class Decoder(nn.Module):
             attention: back end.
             tie_embeddings: whether the head reuses the embedding's weight.
             norm_eps: epsilon of all RMSNorms.
+            init_std: of the embedding, the head, and what reads the residual stream; what writes to it starts
+                at 0.02. The published 0.02 suits widths of thousands: a width of 128 learns to attend far
+                sooner from 0.07.
         """
         super().__init__()
+        self.init_std = init_std
         self.vocab_size, self.hidden_dim, self.num_layers = vocab_size, hidden_dim, num_layers
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.embedding = nn.Embedding(vocab_size, hidden_dim)
@@ -117,12 +122,16 @@ class Decoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Fill the parameters with initial values."""
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.embedding.weight, std=self.init_std)
         for layer in self.layers.values():
             layer.reset_parameters()  # type: ignore[operator]
+            for name, parameter in layer.named_parameters():
+                if parameter.ndim > 1 and "o_proj" not in name and "down_proj" not in name:
+                    with torch.no_grad():
+                        parameter.mul_(self.init_std / 0.02)
         self.norm.reset_parameters()
         if self.head is not None:
-            nn.init.normal_(self.head.weight, std=0.02)
+            nn.init.normal_(self.head.weight, std=self.init_std)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., dim), normalised -> (..., vocab)."""

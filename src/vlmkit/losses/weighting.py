@@ -29,6 +29,8 @@ class TokenWeighting(nn.Module):
         Returns:
             (scored_tokens,) float32.
         """
-        ones = torch.ones(len(unit_ids), device=unit_ids.device)
-        counts = torch.zeros(num_units, device=unit_ids.device).index_add(0, unit_ids, ones)
+        ones = torch.ones(len(unit_ids), device=unit_ids.device, dtype=torch.float32)
+        counts = torch.zeros(num_units, device=unit_ids.device, dtype=torch.float32).index_add(
+            0, unit_ids, ones
+        )
         return counts[unit_ids] ** -self.power

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from vlmkit.checkpoint.folder import DiskFullError
 from vlmkit.checkpoint.store import CheckpointStore
 from vlmkit.device_memory import GIB
+from vlmkit.training.averaging import WeightAverage
 from vlmkit.training.stepped_module import SteppedModule
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Checkpointing(Checkpoint):
             raise ValueError(f"every_n_steps is {every_n_steps}; it must be positive")
         self.store, self.every_n_steps = store, every_n_steps
         self._saved_step: int | None = None
+        self._is_unlogged = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a run that could not save itself.
@@ -52,6 +54,18 @@ class Checkpointing(Checkpoint):
                 f"{free / GIB:.2f} GiB are free. Name another run_dir, or make room"
             )
 
+    def on_train_batch_start(self, *args: Any) -> None:
+        """The line of this step goes to the logs after all `on_train_batch_end`."""
+        self._is_unlogged = True
+
+    def on_validation_start(self, *args: Any) -> None:
+        """It has gone there."""
+        self._is_unlogged = False
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        """It has gone there."""
+        self._is_unlogged = False
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -68,11 +82,16 @@ class Checkpointing(Checkpoint):
         self.save(trainer)
 
     def save_now(self, trainer: L.Trainer) -> None:
-        """Save before the run is left."""
+        """Save before the run is left, and log its last step, which Lightning does not get to any more."""
         self.save(trainer)
+        if self._is_unlogged and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            found = trainer.logged_metrics.items()
+            metrics = {key: float(value) for key, value in found if not key.startswith("val/")}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step - 1)
 
     def restore(self, trainer: L.Trainer, back: int) -> bool:
-        """Put weights and moments of an earlier checkpoint in place; steps, schedule and data go on.
+        """Put weights, average and moments of an earlier checkpoint in place; steps, schedule and data go on.
 
         Args:
             trainer: which is training.
@@ -91,7 +110,18 @@ class Checkpointing(Checkpoint):
         strategy, step = trainer.strategy, steps[-back]
         checkpoint = strategy.load_checkpoint(self.store.load(step).path, weights_only=True)
         strategy.load_model_state_dict(checkpoint)
+        settings = [[_settings(g) for g in each.param_groups] for each in strategy.optimizers]
         strategy.load_optimizer_state_dict(checkpoint)
+        for optimizer, groups in zip(strategy.optimizers, settings, strict=True):
+            for group, kept in zip(optimizer.param_groups, groups, strict=True):
+                group.update(
+                    kept
+                )  # the schedule goes on, so the rates of that step must not return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, WeightAverage):  # of weights that have been given up
+                callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+                callback.on_fit_start(trainer, trainer.lightning_module)
         if trainer.is_global_zero:  # a crash must not bring back what was gone back from
             for later in steps[len(steps) - back + 1 :]:
                 self.store.remove(later)
@@ -118,3 +148,7 @@ class Checkpointing(Checkpoint):
                 self.store.retain(step)
         self._saved_step = step
         return path
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}

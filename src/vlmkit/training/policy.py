@@ -53,7 +53,7 @@ def component_digests(model: nn.Module) -> dict[str, str]:
     components = components_of(model)
     hashes = {name: hashlib.sha256() for name in dict.fromkeys(components.values())}
     for name, parameter in model.named_parameters():
-        raw = parameter.detach().cpu().contiguous().view(torch.uint8)
+        raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         hashes[components[name]].update(raw.numpy().tobytes())
     return {name: digest.hexdigest() for name, digest in hashes.items()}
 

@@ -79,7 +79,7 @@ class SteppedModule(L.LightningModule):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Gradient, verdict, update, log."""
-        torch.manual_seed(_seed_of(self.seed, batch.step, self.global_rank))
+        torch.manual_seed(seed_of_step(self.seed, batch.step, self.global_rank))
         loss = self.accumulate_gradient(batch)
         with self.sections("optimizer"):
             gradient = self.update.measure()
@@ -155,5 +155,6 @@ class SteppedModule(L.LightningModule):
         )
 
 
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+def seed_of_step(seed: int, step: int, rank: int) -> int:
+    """Of what is random within a step, on one rank."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])

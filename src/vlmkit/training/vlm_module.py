@@ -80,7 +80,9 @@ class VLMModule(SteppedModule):
         denominator = denominator.clamp(min=1e-8)
         most = self.most_micro_batches(batch)
         routing = self._count_assignments(micro_batches, most)
-        total = torch.zeros(2, device=self.device)  # loss, and the part of it that is z-loss
+        total = torch.zeros(
+            2, device=self.device, dtype=torch.float32
+        )  # loss, and the part of it that is z-loss
         for micro, counts in self.in_step_with_other_ranks(micro_batches, most):
             with self.sections("forward"):
                 output = self.model(micro)

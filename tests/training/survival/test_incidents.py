@@ -6,13 +6,13 @@ import math
 import pytest
 
 from tests.samples import PAD_ID, image_example, text_example
-from vlmkit.batch import StepBatch
+from vlmkit.batch import Member, StepBatch
+from vlmkit.checkpoint.folder import DiskFullError
 from vlmkit.data.collate import collate
 from vlmkit.training.survival.incidents import (
     Incident,
     IncidentError,
     IncidentLog,
-    SampleName,
     digests,
     read_incident,
 )
@@ -38,7 +38,7 @@ def incident(step: int = 7, **changes) -> Incident:
             "world_size": 2,
             "seed": 5,
             "data_state": {"step": 7, "waiting": [3, 1]},
-            "samples": (SampleName(source="大图", key="a.jsonl:3", index=12),),
+            "samples": (Member(source="大图", key=12, origin="a.jsonl:3"),),
             "digests": tuple(digests(step_batch(1))),
             **changes,
         }
@@ -75,12 +75,22 @@ def test_weights_and_files_are_kept_only_so_often(tmp_path):
     assert [read_incident(path).weights is not None for path in paths[:3]] == [True, False, False]
 
 
-def test_a_full_disk_does_not_end_the_run(tmp_path, caplog):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), DiskFullError("No space left")]
+)
+def test_without_room_for_weights_the_rest_is_written(error, tmp_path, caplog):
     def full(target):
-        raise OSError(28, "No space left on device")
+        raise error
 
-    assert IncidentLog(tmp_path).record(incident(), full) is None
+    path = IncidentLog(tmp_path).record(incident(), full)
+    assert read_incident(path).weights is None
     assert "No space left" in caplog.text
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "incidents").write_text("in the way")
+    assert IncidentLog(tmp_path).record(incident()) is None
+    assert "could not be written" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -52,6 +53,8 @@ class Line(L.LightningModule):
 
 def fit(callbacks, module: Line, data: Dataset | None = None, **options) -> L.Trainer:
     loader = {k: options.pop(k) for k in ("num_workers", "worker_init_fn") if k in options}
+    if loader:  # a forkserver would hand its way of starting on, and import everything again
+        loader["multiprocessing_context"] = "fork"
     trainer = L.Trainer(
         **{
             "max_steps": 10_000,
@@ -126,6 +129,7 @@ def over_gloo() -> dict[str, object]:
 
 def _run(log: str, environment: dict[str, str], function, arguments) -> None:
     os.setsid()
+    signal.alarm(120)  # it is not to outlive a test that fails
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

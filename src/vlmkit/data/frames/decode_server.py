@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmkit.child_signals import write_stacks_on_signal
 from vlmkit.data.frames.base import FrameReader, OpenReader
 from vlmkit.data.media import InMemory, VideoBlob, VideoFile
 from vlmkit.errors import DataError
@@ -183,6 +184,9 @@ def main(parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_CHATTER, _MOST_CHATTER))
     faulthandler.enable()
+    write_stacks_on_signal()
+    for ignored in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(ignored, signal.SIG_IGN)  # a scheduler's; the parent ends this process
     logs = _Logs()
     logging.getLogger().addHandler(logs)
     logging.captureWarnings(True)

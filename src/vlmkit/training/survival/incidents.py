@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmkit.batch import StepBatch
+from vlmkit.batch import Member, StepBatch
 from vlmkit.checkpoint.run_folder import write_atomically
-from vlmkit.errors import UserError
+from vlmkit.errors import CheckpointError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +26,6 @@ _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 class IncidentError(UserError):
     """A file is not an incident; names it and says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleName:
-    """A sample of the step."""
-
-    source: str
-    key: str  # where the source has it from
-    index: int  # in the mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +64,7 @@ class Incident:
     world_size: int
     seed: int
     data_state: Mapping[str, Any]
-    samples: Sequence[SampleName] = field(default=())
+    samples: Sequence[Member] = field(default=())
     digests: Sequence[MicroBatchDigest] = field(default=())
     weights: str | None = None
 
@@ -135,22 +126,29 @@ class IncidentLog:
         if self.total > self.keep:
             return None
         name = f"step-{incident.step:08d}"
+        path = self.folder / f"{name}-rank{incident.rank}.json"
         weights: str | None = None
+        if save_weights is not None and self.num_weights < self.keep_weights:
+            weights = self._keep(self.folder / f"{name}-weights", save_weights)
+        content = {"version": _VERSION, **asdict(replace(incident, weights=weights))}
+        text = json.dumps(_worded(content), indent=2, ensure_ascii=False, allow_nan=False)
         try:
-            if save_weights is not None and self.num_weights < self.keep_weights:
-                self.num_weights += 1
-                self.folder.mkdir(parents=True, exist_ok=True)
-                target = self.folder / f"{name}-weights"
-                written = save_weights(target)
-                weights = Path(written if isinstance(written, str | Path) else target).name
-            path = self.folder / f"{name}-rank{incident.rank}.json"
-            content = {"version": _VERSION, **asdict(replace(incident, weights=weights))}
-            text = json.dumps(_worded(content), indent=2, ensure_ascii=False, allow_nan=False)
             write_atomically(path, text.encode())
         except OSError as error:
             logger.warning("the incident of step %d could not be written: %s", incident.step, error)
             return None
         return path
+
+    def _keep(self, target: Path, save_weights: Callable[[Path], object]) -> str | None:
+        """Name of what was written; None if there was no room, say."""
+        self.num_weights += 1
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            written = save_weights(target)
+        except (OSError, CheckpointError) as error:
+            logger.warning("weights are not kept in %s: %s", target, error)
+            return None
+        return Path(written if isinstance(written, str | Path) else target).name
 
     def state_dict(self) -> dict[str, int]:
         """Counts, so that a resumed run keeps to the limits."""
@@ -189,7 +187,7 @@ def read_incident(path: str | Path) -> Incident:
                 "loss": _number(content["loss"]),
                 "grad_norm": _number(content["grad_norm"]),
                 "grad_norms": {k: _number(v) for k, v in content["grad_norms"].items()},
-                "samples": tuple(SampleName(**each) for each in content["samples"]),
+                "samples": tuple(Member(**each) for each in content["samples"]),
                 "digests": tuple(MicroBatchDigest(**each) for each in content["digests"]),
             }
         )

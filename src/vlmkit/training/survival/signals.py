@@ -37,7 +37,7 @@ class StopSignals(Callback):
     """On SIGTERM or SIGUSR1: finish the optimiser step, save, and leave with exit code 75.
 
     It is enough that one rank gets the signal: after each step the ranks agree, which costs two of them
-    0.2 ms. A validation that is under way is finished first. A second signal ends the process at once;
+    0.32 ms. A validation that is under way is finished first. A second signal ends the process at once;
     those that come within `patience_s` of the first are taken for the same one, since schedulers and
     launchers each send theirs. `Trainer.validate` on its own is left at once, also with 75.
 

@@ -55,7 +55,8 @@ class Watchdog(Callback):
     Backends have limits of their own: with NCCL the strategy's `timeout` must be longer than that of
     `collective`, or the backend ends the process first.
 
-    Entering and leaving a section together take 2.2 us; once a second 0.2 ms more, for the timer.
+    Entering and leaving a section takes 0.7 us more than unwatched. Setting the timer takes 53 us more,
+    once a second, and where the limit changes from one section to the next.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Watchdog(Callback):
         self._open: list[str] = []
         self._known: set[str] = set()  # sections that have ended once
         self._state = (OTHER, 0.0, 0.0)  # section, since when, limit
-        self._armed = (0.0, 0.0)  # when, until when
+        self._armed_until = 0.0
         self._watched: Sections | None = None
         self._stop: threading.Event | None = None
         self._stacks = Path()
@@ -113,7 +114,7 @@ class Watchdog(Callback):
             self._stop.set()
             self._stop = None
             faulthandler.cancel_dump_traceback_later()
-            self._armed = (0.0, 0.0)
+            self._armed_until = 0.0
             os.environ.pop(STACKS_FOLDER, None)
             shutil.rmtree(self._stacks, ignore_errors=True)
 
@@ -127,10 +128,9 @@ class Watchdog(Callback):
             limit *= self.first_factor
         now = time.monotonic()
         self._state = (name, now, limit)
-        armed_at, armed_until = self._armed
         needed = now + limit + self.grace_s
-        if needed > armed_until or now > armed_at + 1:
-            self._armed = (now, needed + 1)
+        if not self._armed_until - 1 <= needed <= self._armed_until:  # too late, or too early
+            self._armed_until = needed + 1
             faulthandler.dump_traceback_later(limit + self.grace_s + 1, exit=True, file=2)
 
     def enter(self, name: str) -> None:
@@ -214,6 +214,7 @@ class Watchdog(Callback):
             for child in children:
                 with suppress(psutil.Error):
                     child.kill()
+            shutil.rmtree(self._stacks, ignore_errors=True)
             os._exit(HUNG)
 
     def _report(self, file: TextIO, what: str, children: list[psutil.Process]) -> None:
