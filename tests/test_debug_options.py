@@ -66,9 +66,11 @@ class NaNGradient(Fusion):
 
 def test_anomaly_names_the_operation_that_made_a_nan(capfd):
     Path("mine/fusion").mkdir(parents=True)
-    Path("mine/fusion/nan.yaml").write_text("_target_: tests.test_debug_options.NaNGradient\n")
+    Path("mine/fusion/bad_root.yaml").write_text("_target_: tests.test_debug_options.NaNGradient\n")
     off = ["self_checks=none", "trainer.max_steps=1", "run_dir=run"]
-    code = run_command(train.main, "--config-dir=mine", *TINY, "fusion=nan", "debug=anomaly", *off)
+    code = run_command(
+        train.main, "--config-dir=mine", *TINY, "fusion=bad_root", "debug=anomaly", *off
+    )
     assert code == 1
     assert "SqrtBackward0' returned nan" in capfd.readouterr().err
 
@@ -130,10 +132,11 @@ def test_one_command_trains_on_two_ranks_in_one_folder(tmp_path):
     assert len(logged(results.parent, "train/loss")) == 3
 
 
+TORCHRUN_SETS = ("RANK", "GROUP_RANK", "LOCAL_RANK")
 LAUNCHED = {
-    "torchrun": dict(RANK="0", GROUP_RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", WORLD_SIZE="2"),
+    "torchrun": {**dict.fromkeys(TORCHRUN_SETS, "0"), "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
     "srun": {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHED)
