@@ -132,10 +132,9 @@ def test_one_command_trains_on_two_ranks_in_one_folder(tmp_path):
     assert len(logged(results.parent, "train/loss")) == 3
 
 
-TORCHRUN_SETS = ("RANK", "GROUP_RANK", "LOCAL_RANK")
 LAUNCHED = {
-    "torchrun": {**dict.fromkeys(TORCHRUN_SETS, "0"), "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
-    "srun": {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"},
+    "torchrun": {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+    "srun": {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "train"},
 }
 
 
