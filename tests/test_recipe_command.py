@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -93,5 +94,5 @@ def test_every_stage_of_every_recipe_composes(name, tmp_path):
     )
     stages = compose_stages(config)
     assert [stage.name for stage in stages] == list(config.stages)
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in itertools.pairwise(stages):
         assert after.config.start_from.folder == str(before.folder.path)

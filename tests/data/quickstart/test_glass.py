@@ -60,7 +60,10 @@ def test_samples_repeat_and_differ(emoji):
     assert [p.image.pixels.sum() for p in one[5].messages[0].parts[:-1]] == [
         p.image.pixels.sum() for p in same[5].messages[0].parts[:-1]
     ]
-    assert len({str(one[i].messages[1].parts) + str(len(one[i].messages[0].parts)) for i in range(30)}) > 5
+    assert (
+        len({str(one[i].messages[1].parts) + str(len(one[i].messages[0].parts)) for i in range(30)})
+        > 5
+    )
 
 
 @pytest.mark.parametrize(
