@@ -22,6 +22,7 @@ from vlmkit.runs import fill_from
 from vlmkit.training.checkpoint_io import SafeCheckpointIO
 from vlmkit.training.guarded_logger import GuardedLogger
 from vlmkit.training.memory import check_fits, count_parameters
+from vlmkit.training.policy import TrainingPolicy
 from vlmkit.training.precision import BFloat16Precision, check_precision
 from vlmkit.training.sections import Sections
 from vlmkit.training.stepped_module import SteppedModule
@@ -46,8 +47,12 @@ class TrainingJob:
     data: VLMDataModule
 
 
-def assemble(config: DictConfig) -> TrainingJob:
+def assemble(config: DictConfig, is_resumed: bool = False) -> TrainingJob:
     """Build trainer, data, model and module.
+
+    Args:
+        config: of the run.
+        is_resumed: whether a checkpoint of the run will be loaded, so that `start_from` need not be there.
 
     Raises:
         UserError: something does not exist, fit together or fit into memory; says what would.
@@ -66,7 +71,7 @@ def assemble(config: DictConfig) -> TrainingJob:
     )
     check_precision(trainer)
     model = model_that_fits(config, trainer)
-    if config.start_from.folder is not None:
+    if config.start_from.folder is not None and not is_resumed:
         fill_from(model, config.start_from.folder, config.start_from.only)
     for name in CHANGES:
         if (change := build(config[name])) is not None:
@@ -122,8 +127,12 @@ def model_that_fits(config: DictConfig, trainer: L.Trainer) -> nn.Module:
     """
     device = trainer.strategy.root_device
     bf16 = isinstance(trainer.precision_plugin, BFloat16Precision)
+    on_meta = build_model(config=config, device="meta")
+    if config.lora is None:  # with adapters less is trained than the policy says
+        policy: TrainingPolicy = build(config.weight_update.policy)
+        policy.freeze(on_meta)
     state = check_fits(
-        build_model(config=config, device="meta"),
+        on_meta,
         device,
         bf16_weights=bf16,
         smaller=options_of("model"),

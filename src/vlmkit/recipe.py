@@ -20,6 +20,7 @@ from rich.table import Table
 from vlmkit.build import build, build_model, compose_config, entry_point
 from vlmkit.checkpoint.run_folder import RunFolder
 from vlmkit.evaluation.stage_plot import stage_plot
+from vlmkit.job import is_rank_zero
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.train import train
 from vlmkit.training.meters.flops import flops_per_token
@@ -44,7 +45,8 @@ class Stage:
 def main(config: DictConfig) -> None:
     """Print the chain; train what has not been trained; show what each stage did."""
     stages = compose_stages(config)
-    print_chain(stages, config)
+    if is_rank_zero():
+        print_chain(stages, config)
     if config.plan_only:
         return
     for number, stage in enumerate(stages, start=1):
@@ -56,6 +58,8 @@ def main(config: DictConfig) -> None:
         start = time.perf_counter()
         train(stage.config)
         print(f"{heading}: {(time.perf_counter() - start) / 60:.1f} minutes")
+    if not is_rank_zero():
+        return
     print_changes(stages)
     if config.panels:
         path = Path(config.run_dir) / "stages.png"

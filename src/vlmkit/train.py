@@ -84,7 +84,7 @@ def train(config: DictConfig) -> dict[str, float]:
         )
         found: dict[str, float] = folder.read_results().get("after", {})
         return found
-    job = assemble(config)
+    job = assemble(config, is_resumed=checkpoint is not None)
     describe(job)
     leads = job.trainer.is_global_zero
     first_step = checkpoint.step if checkpoint else 0
@@ -176,6 +176,7 @@ def finish(job: TrainingJob) -> dict[str, float]:
     folder, data = job.folder, job.data
     after = scores(job)
     if not job.trainer.is_global_zero:
+        job.trainer.strategy.barrier()  # what comes next may read what rank 0 writes
         return after
     digests = folder.read_results()["digests"]
     now = component_digests(job.module.model)
@@ -197,6 +198,7 @@ def finish(job: TrainingJob) -> dict[str, float]:
         print(f"samples left out: {data.skips.summary()}; listed in {data.skips.file}")
     print(f"plots, weights and metrics: {folder.path}")
     print(f'ask it: python -m vlmkit.generate run={folder.path} image=<file> prompt="..."')
+    job.trainer.strategy.barrier()
     return after
 
 

@@ -90,7 +90,7 @@ class RunFolder:
             CheckpointError: there are none.
         """
         if self.is_finished:
-            return self.weights
+            return CheckpointFolder(self.weights).verify().path
         if (newest := CheckpointStore(self.checkpoints).newest()) is not None:
             return newest.path
         raise CheckpointError(

@@ -71,11 +71,15 @@ class Checkpointing(Checkpoint):
     ) -> None:
         """Save, if it is time."""
         if trainer.global_step % self.every_n_steps == 0:
+            is_saved = True
             try:
                 self.save(trainer)
             except DiskFullError as error:
+                is_saved = False
                 log.warning("step %d is not saved: %s", trainer.global_step, error)
                 trainer.strategy.barrier()  # the other ranks wait for the end of the save
+            if not trainer.strategy.broadcast(is_saved):
+                self._saved_step = None  # also on ranks that only waited
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what the run ends with."""
@@ -103,7 +107,8 @@ class Checkpointing(Checkpoint):
         Raises:
             CheckpointError: it is damaged; names the file.
         """
-        steps = self.store.complete()
+        # rank 0's view of the disk decides
+        steps: list[int] = trainer.strategy.broadcast(self.store.complete())
         if len(steps) < back:
             log.warning("there are %d checkpoints, none to go %d back to", len(steps), back)
             return False
@@ -122,6 +127,7 @@ class Checkpointing(Checkpoint):
             if isinstance(callback, WeightAverage):  # of weights that have been given up
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
                 callback.on_fit_start(trainer, trainer.lightning_module)
+        strategy.barrier()  # all have read it
         if trainer.is_global_zero:  # a crash must not bring back what was gone back from
             for later in steps[len(steps) - back + 1 :]:
                 self.store.remove(later)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,14 +23,15 @@ class TrainingState:
     """Bytes that a run holds whatever the batch: weights, gradients, two Adam moments."""
 
     num_parameters: int
+    num_trained: int
     weight_bytes: int  # of one parameter
     moment_bytes: int
 
     @property
     def total_gib(self) -> float:
         """All of it, in GiB."""
-        per_parameter = 2 * self.weight_bytes + 2 * self.moment_bytes
-        return self.num_parameters * per_parameter / GIB
+        per_trained = self.weight_bytes + 2 * self.moment_bytes
+        return (self.num_parameters * self.weight_bytes + self.num_trained * per_trained) / GIB
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -49,7 +50,7 @@ def check_fits(
     """Refuse a run whose weights, gradients and optimiser state exceed the device's free memory.
 
     Args:
-        model: on meta.
+        model: on meta; what is frozen takes no gradient.
         device: to train on.
         bf16_weights: weights, gradients and moments in bfloat16 instead of float32.
         smaller: other sizes to suggest, by the name of the option.
@@ -62,8 +63,12 @@ def check_fits(
         DoesNotFitError: with the numbers, the sizes that would fit, and the flags to try.
     """
     size = 2 if bf16_weights else 4
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     state = TrainingState(
-        num_parameters=count_parameters(model), weight_bytes=size, moment_bytes=size
+        num_parameters=count_parameters(model),
+        num_trained=trained,
+        weight_bytes=size,
+        moment_bytes=size,
     )
     available = free_gib(device) * SHARE_USABLE
     if state.total_gib <= available:
@@ -74,14 +79,16 @@ def check_fits(
         f"{'bfloat16' if bf16_weights else 'float32'} take {state.total_gib:,.1f} GiB before any "
         f"activation, and {device.type} has {available:,.1f} GiB to use. Nothing was allocated.",
     ]
-    half = TrainingState(num_parameters=state.num_parameters, weight_bytes=2, moment_bytes=2)
+    half = replace(state, weight_bytes=2, moment_bytes=2)
     if not bf16_weights and half.total_gib <= available:
         lines.append(f"  precision=bf16_true  ({half.total_gib:,.1f} GiB, the same model)")
     fitting: list[tuple[int, str]] = []
     for name in smaller:
         count = parameters_of(name)
         for precision, width in (("", 4), (" precision=bf16_true", 2)):
-            other = TrainingState(num_parameters=count, weight_bytes=width, moment_bytes=width)
+            other = TrainingState(
+                num_parameters=count, num_trained=count, weight_bytes=width, moment_bytes=width
+            )
             if other.total_gib <= available:
                 fitting.append((count, f"  model={name}{precision}  ({other.total_gib:,.1f} GiB)"))
                 break

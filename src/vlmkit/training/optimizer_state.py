@@ -112,9 +112,15 @@ def match_by_name(optimizer: Optimizer, state_dict: StateDict) -> StateDict:
         first = sum(len(other["params"]) for other in groups)
         places = range(first, first + len(names))
         state |= {place: values[n] for place, n in zip(places, names, strict=True) if values[n]}
-        settings = _hyper_parameters(group) | _hyper_parameters(alike.get(frozenset(names), {}))
+        saved_settings = _hyper_parameters(alike.get(frozenset(names), {}))
+        configured = {key: group[key] for key in _CONFIGURED if key in group}
+        settings = _hyper_parameters(group) | saved_settings | configured
         groups.append({**settings, "params": list(places), "param_names": list(names)})
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+_CONFIGURED = ("initial_lr", "weight_decay", "betas", "eps", "momentum")
+"""What a run that goes on takes from its config, not from the checkpoint. Rates are the schedule's."""
 
 
 def _hyper_parameters(group: Mapping[str, Any]) -> StateDict:

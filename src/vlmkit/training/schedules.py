@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -126,6 +126,15 @@ class WarmupSchedule(LambdaLR):
             return (step + 1) / rise if step < rise else shape(step, rise, total_steps)
 
         super().__init__(optimizer, share)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a step, at the rates that this run is configured with and in its length."""
+        kept = {key: value for key, value in state_dict.items() if key != "base_lrs"}
+        super().load_state_dict(kept)
+        rates = [rate * self.lr_lambdas[0](self.last_epoch) for rate in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._last_lr = rates
 
 
 def _share(name: str, value: float) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmkit.batch import StepBatch
 from vlmkit.checkpoint.folder import writing_checkpoint
+from vlmkit.errors import ConfigError
 from vlmkit.training.checkpointing import Checkpointing
 from vlmkit.training.stepped_module import SteppedModule
 from vlmkit.training.survival.guards import Guards
@@ -39,11 +40,13 @@ class StepGuard:
         verdict = self.guards.judge(batch.step, float(loss), float(gradient.total))
         if verdict.reason is None:
             return verdict
-        path = self._record(module, batch, verdict.reason, loss, gradient)
+        with module.sections("save"):
+            path = self._record(module, batch, verdict.reason, loss, gradient)
         what = "applied" if verdict.apply else "not applied"
         log.warning("step %d is %s: %s (%s)", batch.step, what, verdict.reason, path)
         if verdict.roll_back is not None:
-            _go_back(module.trainer, verdict.roll_back)
+            with module.sections("save"):
+                _go_back(module.trainer, verdict.roll_back)
         return verdict
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,7 +91,11 @@ class StepGuard:
 
 
 def _go_back(trainer: L.Trainer, back: int) -> None:
+    """Raises ConfigError where nothing keeps checkpoints to go back to."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        if isinstance(callback, Checkpointing):
-            callback.restore(trainer, back)
+    keepers = [callback for callback in callbacks if isinstance(callback, Checkpointing)]
+    if not keepers:
+        raise ConfigError(
+            "guard=roll_back needs the checkpointing callback, and the run has none: say guard=skip"
+        )
+    keepers[0].restore(trainer, back)

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from vlmkit.batch import StepBatch
+from vlmkit.batch import StepBatch, VLMBatch
 from vlmkit.training.meters.calls import (
     CallCounter,
     KernelCounter,
@@ -142,7 +142,9 @@ class WhatRan(Callback):
             for name, choices in parts.items()
         }
         loss = getattr(pl_module, "loss", None)
-        if isinstance(loss, nn.Module):
+        if not any(_num_scored(micro) for micro in batch.micro_batches):
+            asked = {key: parts for key, parts in asked.items() if not key.startswith("loss")}
+        elif isinstance(loss, nn.Module):
             asked[f"loss {type(loss).__name__}"] = [type(loss).__name__]
         check_asked_for({**asked, **self.asked_for}, {**self._kernels.calls, **calls})
 
@@ -247,3 +249,7 @@ def _device_name(device: torch.device) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _num_scored(micro: VLMBatch) -> int:
+    return 0 if micro.scored_index is None else len(micro.scored_index)

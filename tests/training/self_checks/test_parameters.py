@@ -107,7 +107,8 @@ def test_no_movement_and_no_numbers_fail():
     where = frozen_vision()
     check = TrainedMoves()
     run(check, where)
-    assert not run(check, where, step=1).passed
+    assert run(check, where, step=1).status is Status.NOTICE  # a guard may leave the first step out
+    assert not run(check, where, step=2, is_last=True).passed
     nudge(where.model.decoder.norm.weight, torch.nan)
     result = run(check, where, step=2)
     assert not result.passed
