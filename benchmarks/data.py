@@ -36,13 +36,14 @@ from torch.utils.data import DataLoader
 
 from vlmkit.batch import StepBatch
 from vlmkit.build import build, compose_config
-from vlmkit.data.datamodule import Rows, TicketSampler, TrainingSteps
+from vlmkit.data.datamodule import TicketSampler, TrainingSteps
 from vlmkit.data.order.mixture import Mixture, Weighted
 from vlmkit.data.order.packing import pack_rows
 from vlmkit.data.order.samples import Samples, table_key
 from vlmkit.data.order.steps import FixedRows, FixedSamples, StepPlanner
 from vlmkit.data.order.work import Limits, Sizes, TransformerWork
 from vlmkit.data.processor import Processor
+from vlmkit.data.rows import Rows
 from vlmkit.data.sizes.measure import Measuring
 
 FPS = 2.0

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from vlmkit.batch import StepBatch, VLMBatch
-from vlmkit.data.datamodule import Rows, TrainingSteps
+from vlmkit.data.datamodule import TrainingSteps
 from vlmkit.data.order.samples import Samples
 from vlmkit.data.order.steps import StepPlanner
+from vlmkit.data.rows import Rows
 
 STAGES = {  # name -> what runs in it
     "read records": ["benchmarks.photos.PhotoRows.__getitem__"],
@@ -32,7 +33,7 @@ STAGES = {  # name -> what runs in it
     "tokenise": ["vlmkit.data.processor.Processor._tokenize_text"],
     "plan, rest": ["vlmkit.data.order.steps.FixedSamples.rows", "vlmkit.data.order.samples.Samples.plan"],
     "pack": ["vlmkit.data.order.steps.pack_all"],
-    "collate": ["vlmkit.data.datamodule.collate"],
+    "collate": ["vlmkit.data.rows.collate"],
     "memory": ["vlmkit.data.datamodule.empty_patches"],
 }  # fmt: skip
 

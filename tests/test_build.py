@@ -84,8 +84,9 @@ def test_training_options_compose(option, tmp_path):
         pytest.importorskip("wandb")
     config = compose_config(option, f"run_dir={tmp_path}")
     group = option.split("=")[0]
-    if option == "precision=fp8" and not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="fp8"):
+    needs_cuda = {"precision=fp8": "fp8", "trainer=gpu": "No supported gpu backend found"}
+    if option in needs_cuda and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=needs_cuda[option]):
             build(config.trainer)
         return
     assert build(config["trainer" if group == "precision" else group]) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -202,20 +203,22 @@ def test_hydra_flags_still_work(tmp_path):
     assert "qwen3vl" in done.stdout
 
 
-def damaged(run: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "damaged"
-    (copy / "checkpoint").mkdir(parents=True)
-    (copy / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    whole = (run / "checkpoint" / "model.safetensors").read_bytes()
-    (copy / "checkpoint" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    return copy
-
-
 def test_damaged_runs_are_refused(run, tmp_path):
-    copy = damaged(run, tmp_path)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated or damaged"):
+    copy = tmp_path / "damaged"
+    shutil.copytree(run / "checkpoint", copy / "checkpoint")
+    shutil.copyfile(run / "config.yaml", copy / "config.yaml")
+    weights = copy / "checkpoint" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: \d+ bytes instead"):
         vlmkit.load_run(copy)
-    (copy / "checkpoint" / "model.safetensors").unlink()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: its SHA-256"):
+        vlmkit.load_run(copy)
+    (copy / "checkpoint" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"not a complete checkpoint: it holds no manifest"):
+        vlmkit.load_run(copy)
+    shutil.rmtree(copy / "checkpoint")
     with pytest.raises(CheckpointError, match="holds no weights"):
         vlmkit.load_run(copy)
     with pytest.raises(CheckpointError, match="not a run folder"):

@@ -20,5 +20,6 @@ def save_run(folder: Path, *overrides: str) -> Path:
     folder.mkdir()
     OmegaConf.save(config, files.config, resolve=True)
     torch.manual_seed(0)
-    files.save_weights(spread(build_model(config=config)), build_processor(config).tokenizer)
+    files.save_tokenizer(build_processor(config).tokenizer)
+    files.export(spread(build_model(config=config)), step=0)
     return folder

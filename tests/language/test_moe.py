@@ -64,7 +64,7 @@ def test_balancing_loss_bounds():
         probability=torch.full((experts,), tokens / experts),
         num_tokens=torch.tensor(tokens),
     )
-    assert float(loss(even)) == 8.0
+    assert float(loss(even, even)) == 8.0
     one_hot = torch.zeros(experts)
     one_hot[:active] = 1
     collapsed = RouterStats(
@@ -72,5 +72,5 @@ def test_balancing_loss_bounds():
         probability=one_hot * tokens / active,
         num_tokens=torch.tensor(tokens),
     )
-    assert float(loss(collapsed)) == 128.0
-    assert float(loss(even + even)) == 8.0
+    assert float(loss(collapsed, collapsed)) == 128.0
+    assert float(loss(even + even, even + even)) == 8.0

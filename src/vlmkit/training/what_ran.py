@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -61,11 +62,13 @@ class WhatRan(Callback):
         self._kernels = KernelCounter()
         self._warnings = Warnings()
         self._first_step = True
+        self._compiled_before = Counter[str]()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what is known before anything has run."""
         logging.getLogger("vlmkit").addHandler(self._warnings)
         self._first_step = True
+        self._compiled_before = compile_facts()
         devices = [_device_name(trainer.strategy.root_device)]
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
@@ -117,7 +120,7 @@ class WhatRan(Callback):
             return
         self._first_step = False
         self._kernels_watch.close()
-        if not compile_facts()["graphs"]:
+        if not (compile_facts() - self._compiled_before)["graphs"]:
             self._watching.close()  # compiled graphs would be compiled again, and it costs them nothing
         back_ends, kernels = held(pl_module, "attention"), held(pl_module, "kernel")
         calls = self._calls.calls.copy()
@@ -174,7 +177,8 @@ class WhatRan(Callback):
 
     def _write_changing(self) -> None:
         self.facts.setdefault("ran", {}).update(
-            compile=compile_facts(), warnings=list(self._warnings.lines)
+            compile={**_NOT_COMPILED, **(compile_facts() - self._compiled_before)},
+            warnings=list(self._warnings.lines),
         )
         self.write()
 
@@ -210,19 +214,22 @@ def optimizer_facts(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def compile_facts() -> dict[str, Any]:
+_NOT_COMPILED = {"graphs": 0, "graph_breaks": 0, "recompile_limit_hits": 0}
+
+
+def compile_facts() -> Counter[str]:
     """Graphs that torch.compile has made in this process, and how often it had to break one."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     if dynamo is None:
-        return {"graphs": 0}
+        return Counter()
     counters = dynamo.counters
-    return {
-        "graphs": counters["stats"].get("unique_graphs", 0),
-        "graph_breaks": sum(counters["graph_break"].values()),
-        "recompile_limit_hits": sum(
+    return Counter(
+        graphs=counters["stats"].get("unique_graphs", 0),
+        graph_breaks=sum(counters["graph_break"].values()),
+        recompile_limit_hits=sum(
             count for key, count in counters["unimplemented"].items() if "recompile" in str(key)
         ),
-    }
+    )
 
 
 def _counted(
