@@ -27,7 +27,7 @@ from vlmkit.checkpoint.store import CheckpointStore
 from vlmkit.data.datamodule import VLMDataModule
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.job import CHANGES
-from vlmkit.losses.base import Loss
+from vlmkit.losses.base import Loss, LossOutput
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.runs import build_processor, read_config
 from vlmkit.training.first_nonfinite import FirstNonFinite
@@ -151,8 +151,7 @@ def take(
     denominator = sum(float(loss.denominator(micro)) for micro in batch.micro_batches)
     with FirstNonFinite(model) as first:
         for number, micro in enumerate(batch.micro_batches):
-            output = model(micro)
-            result = loss(output.hidden, model.decoder.head_weight, micro)
+            result: LossOutput = model(micro, read_out=loss).read_out
             (result.numerator / max(denominator, 1e-8)).backward()  # type: ignore[no-untyped-call]
             assert result.token_nll is not None
             assert micro.sample_ids is not None

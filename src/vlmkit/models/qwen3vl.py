@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlmkit.batch import VisionInputs, VisualTokens, VLMBatch
 from vlmkit.fusion.base import Fusion
@@ -25,6 +26,21 @@ class ModelOutput:
 
     hidden: Tensor  # (batch, seq, dim), after the final norm
     router: RouterStats | None  # summed over layers; None without experts
+    read_out: Any = None  # what `read_out` has made of the hidden states
+
+
+class ReadOut(Protocol):
+    """Makes something of hidden states and the head, such as a loss."""
+
+    def __call__(self, hidden: Tensor, head_weight: Tensor, batch: VLMBatch) -> Any:
+        """Run inside the forward pass.
+
+        Args:
+            hidden: (batch, seq, dim), after the final norm.
+            head_weight: (vocab, dim).
+            batch: which the model was given.
+        """
+        ...
 
 
 class Qwen3VL(nn.Module):
@@ -113,14 +129,19 @@ class Qwen3VL(nn.Module):
         return VisualTokens(index=batch.visual_index, embeddings=embeddings, levels=levels)
 
     def forward(
-        self, batch: VLMBatch, visual: VisualTokens | None = None, cache: KVCache | None = None
+        self,
+        batch: VLMBatch,
+        visual: VisualTokens | None = None,
+        cache: KVCache | None = None,
+        read_out: ReadOut | None = None,
     ) -> ModelOutput:
-        """Hidden states after the final norm.
+        """Hidden states after the final norm, and what `read_out` makes of them.
 
         Args:
             batch: packed rows.
             visual: encoded already, when a prompt is fed in pieces; None encodes `batch.vision`.
             cache: past keys and values; rows are then one sequence each, without padding.
+            read_out: applies the head. It runs in here since sharded weights are whole in here only.
         """
         if visual is None:
             visual = self.encode_vision(batch)
@@ -140,11 +161,18 @@ class Qwen3VL(nn.Module):
 
         if cache is not None:
             cache.advance(batch.input_ids.shape[1])
-        return ModelOutput(hidden=self.decoder.norm(hidden), router=router)
+        hidden = self.decoder.norm(hidden)
+        found = read_out(hidden, self.decoder.head_weight, batch) if read_out is not None else None
+        return ModelOutput(hidden=hidden, router=router, read_out=found)
 
     def logits(self, batch: VLMBatch) -> Tensor:
         """(batch, seq, vocab), for inspection and parity; training applies the head in the loss."""
-        return self.decoder.logits(self(batch).hidden)
+        logits: Tensor = self(batch, read_out=_logits).read_out
+        return logits
+
+
+def _logits(hidden: Tensor, head_weight: Tensor, batch: VLMBatch) -> Tensor:
+    return F.linear(hidden, head_weight)
 
 
 def check_parts(

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from vlmkit.batch import Modality, StepBatch, VLMBatch
 from vlmkit.losses.balancing import LoadBalancing
-from vlmkit.losses.base import Loss
+from vlmkit.losses.base import Loss, LossOutput, TokenScores
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.group_totals import GroupTotals
 from vlmkit.training.sections import Sections
@@ -85,8 +85,8 @@ class VLMModule(SteppedModule):
         )  # loss, and the part of it that is z-loss
         for micro, counts in self.in_step_with_other_ranks(micro_batches, most):
             with self.sections("forward"):
-                output = self.model(micro)
-                result = self.loss(output.hidden, self.model.decoder.head_weight, micro)
+                output = self.model(micro, read_out=self.loss)
+                result: LossOutput = output.read_out
             objective = result.numerator / denominator
             if counts:
                 total[0] += result.numerator.detach()
@@ -157,8 +157,7 @@ class VLMModule(SteppedModule):
         """
         metrics = self.metrics[self.validation_names[dataloader_idx]]
         for micro in batch.micro_batches:
-            output = self.model(micro)
-            scores = self.loss.score(output.hidden, self.model.decoder.head_weight, micro)
+            scores: TokenScores = self.model(micro, read_out=self.loss.score).read_out
             per_sample = scores.nll.new_zeros(3, micro.num_samples)
             values = torch.stack(
                 [scores.nll, (~scores.correct).float(), torch.ones_like(scores.nll)]
