@@ -1,0 +1,1 @@
+"""How a model is divided over ranks; model code itself reads like one device."""
