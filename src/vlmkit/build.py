@@ -182,6 +182,12 @@ def job_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def job_config_dir() -> str | None:
+    """The folder of configs that the running command was given as --config-dir."""
+    sources = HydraConfig.get().runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
 def is_single_run() -> bool:
     """Whether the running command is one job, not one of a sweep."""
     return bool(HydraConfig.get().mode == RunMode.RUN)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from vlmkit.build import build, build_model, compose_config, entry_point
+from vlmkit.build import build, build_model, compose_config, entry_point, job_config_dir
 from vlmkit.checkpoint.run_folder import RunFolder
 from vlmkit.evaluation.stage_plot import stage_plot
 from vlmkit.job import is_rank_zero
@@ -44,7 +44,7 @@ class Stage:
 @entry_point("recipe")
 def main(config: DictConfig) -> None:
     """Print the chain; train what has not been trained; show what each stage did."""
-    stages = compose_stages(config)
+    stages = compose_stages(config, job_config_dir())
     if is_rank_zero():
         print_chain(stages, config)
     if config.plan_only:
@@ -68,8 +68,12 @@ def main(config: DictConfig) -> None:
         print(f"what each stage did: {path}")
 
 
-def compose_stages(config: DictConfig) -> list[Stage]:
+def compose_stages(config: DictConfig, config_dir: str | None = None) -> list[Stage]:
     """The config of every stage, each beginning with what the one before leaves.
+
+    Args:
+        config: of the recipe.
+        config_dir: further configs that stages may choose from.
 
     Raises:
         ConfigError: an override of a stage does not exist.
@@ -79,7 +83,11 @@ def compose_stages(config: DictConfig) -> list[Stage]:
     for number, (name, stage) in enumerate(config.stages.items()):
         folder = RunFolder(Path(config.run_dir) / f"{number}-{name}")
         own = compose_config(
-            *stage.overrides, *config.overrides, f"run_dir={folder.path}", "resume=true"
+            *stage.overrides,
+            *config.overrides,
+            f"run_dir={folder.path}",
+            "resume=true",
+            config_dir=config_dir,
         )
         own.start_from.folder = before and str(before)
         own.start_from.only = stage.takes
