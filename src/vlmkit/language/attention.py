@@ -68,7 +68,7 @@ class GroupedQueryAttention(nn.Module):
         Args:
             x: normalised hidden states.
             rotary: cos and sin, each (batch, seq, head_dim).
-            segments: over the batch * seq tokens; with a cache, one per row.
+            segments: over the batch * seq tokens; with a cache, one per row of it.
             cache: past keys and values of this layer.
         """
         heads = (self.head_dim,)
@@ -80,17 +80,14 @@ class GroupedQueryAttention(nn.Module):
         # under autocast the norms' float32 gains raise the dtype; kernels want that of the values
         query, key = (apply_rotary(part, rotary).to(value.dtype) for part in (query, key))
 
-        key_segments = segments
-        if cache is None:
-            key, value = key.flatten(0, 1), value.flatten(0, 1)
+        if cache is not None:
+            out = cache.attend(query, key, value, segments, self.attention)
         else:
-            key, value, key_segments = cache.update(key, value)
-        out = self.attention(
-            query.flatten(0, 1),
-            key,
-            value,
-            segments=segments,
-            key_segments=key_segments,
-            causal=True,
-        )
+            out = self.attention(
+                query.flatten(0, 1),
+                key.flatten(0, 1),
+                value.flatten(0, 1),
+                segments=segments,
+                causal=True,
+            )
         return self.o_proj(out.flatten(1).view(*x.shape[:2], -1))
