@@ -112,8 +112,8 @@ def test_hydras_own_options_are_not_taken_for_typing_mistakes(capsys):
 
 
 TWO_RANKS = [
-    *TINY, "planner.samples_per_step=16", "data.rows.row_tokens=512", "trainer=ddp", "trainer.max_steps=2",
-    "trainer.accelerator=cpu", "trainer.devices=2", "trainer.log_every_n_steps=1", "self_checks=none",
+    *TINY, "planner.samples_per_step=16", "data.rows.row_tokens=512", "parallel=ddp", "trainer.max_steps=2",
+    "trainer.accelerator=cpu", "parallel.replicate=2", "trainer.log_every_n_steps=1", "self_checks=none",
 ]  # fmt: skip
 
 
@@ -133,7 +133,13 @@ def test_one_command_trains_on_two_ranks_in_one_folder(tmp_path):
 
 
 LAUNCHED = {
-    "torchrun": {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+    "torchrun": {
+        "TORCHELASTIC_RUN_ID": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    },
     "srun": {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "train"},
 }
 

@@ -18,10 +18,18 @@ from vlmkit.build import build, build_model, options_of
 from vlmkit.checkpoint.run_folder import RunFolder
 from vlmkit.data.datamodule import VLMDataModule
 from vlmkit.errors import ConfigError
+from vlmkit.initialization import materialize
 from vlmkit.runs import fill_from
+from vlmkit.training.averaging import WeightAverage
 from vlmkit.training.checkpoint_io import SafeCheckpointIO
 from vlmkit.training.guarded_logger import GuardedLogger
 from vlmkit.training.memory import check_fits, count_parameters
+from vlmkit.training.parallel.choice import strategy_for
+from vlmkit.training.parallel.divide import DivideModule
+from vlmkit.training.parallel.launch import processes_for
+from vlmkit.training.parallel.layout import Layout
+from vlmkit.training.parallel.strategy import MeshStrategy
+from vlmkit.training.parallel.whole import whole_state
 from vlmkit.training.policy import TrainingPolicy
 from vlmkit.training.precision import BFloat16Precision, check_precision
 from vlmkit.training.sections import Sections
@@ -30,9 +38,18 @@ from vlmkit.training.survival.rank_agreement import RankAgreement
 
 log = logging.getLogger(__name__)
 
-CHANGES = ("lora", "compile", "recompute")
+CHANGES = ("compile", "recompute")
 """Groups whose options change the blocks of a built model in place, in this order."""
-NOT_HASHED = ("run", "run_dir", "resume", "trainer", "logger", "callbacks", "checkpointing")
+NOT_HASHED = (
+    "run",
+    "run_dir",
+    "resume",
+    "trainer",
+    "parallel",
+    "logger",
+    "callbacks",
+    "checkpointing",
+)
 """What may differ between a run and its continuation without being another experiment."""
 
 
@@ -46,6 +63,31 @@ class TrainingJob:
     module: SteppedModule
     data: VLMDataModule
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether each rank holds only its part of the model."""
+        return isinstance(self.trainer.strategy, MeshStrategy)
+
+    def whole_model(self) -> nn.Module:
+        """The model with whole weights, for use on the first rank; all ranks must call this.
+
+        A model that is divided is put together on the first rank's host, beside the parts; the other ranks
+        get theirs.
+        """
+        model: nn.Module = self.module.model
+        if not self.is_divided:
+            return model
+        state = whole_state(model)
+        if not self.trainer.is_global_zero:
+            return model
+        dtype = next(model.parameters()).dtype
+        whole = build_model(config=self.config, device="meta", dtype=dtype)
+        materialize(whole, "cpu")
+        if (adapters := build(self.config.lora)) is not None:
+            adapters(whole)
+        whole.load_state_dict(state)
+        return whole.eval()
+
 
 def assemble(config: DictConfig, is_resumed: bool = False) -> TrainingJob:
     """Build trainer, data, model and module.
@@ -58,6 +100,10 @@ def assemble(config: DictConfig, is_resumed: bool = False) -> TrainingJob:
         UserError: something does not exist, fit together or fit into memory; says what would.
     """
     L.seed_everything(config.seed, verbose=False)
+    layout: Layout = build(config.parallel)
+    check_strategy(config)
+    processes = processes_for(layout, config.trainer.devices, config.trainer.num_nodes)
+    changes = [change for name in CHANGES if (change := build(config[name])) is not None]
     plugins = build(config.trainer.plugins) or []
     callbacks = [part for part in build(config.callbacks).values() if part is not None]
     for callback in callbacks:
@@ -65,16 +111,28 @@ def assemble(config: DictConfig, is_resumed: bool = False) -> TrainingJob:
             callback.config_hash = config_hash(config)
     trainer: L.Trainer = build(
         config.trainer,
+        **processes,
+        strategy=strategy_for(layout, DivideModule(changes)),
         logger=[GuardedLogger(logger) for logger in build(config.logger).values()],
         callbacks=callbacks,
         plugins=[*plugins, SafeCheckpointIO(config_hash=config_hash(config), verify=False)],
     )
     check_precision(trainer)
-    model = model_that_fits(config, trainer)
+    if isinstance(trainer.strategy, MeshStrategy) and any(
+        isinstance(callback, WeightAverage) for callback in callbacks
+    ):
+        raise ConfigError(
+            "averaging keeps whole weights: take averaging=none, parallel=ddp or parallel=single"
+        )
+    model = model_that_fits(config, trainer, layout)
     if config.start_from.folder is not None and not is_resumed:
         fill_from(model, config.start_from.folder, config.start_from.only)
-    for name in CHANGES:
-        if (change := build(config[name])) is not None:
+    if (adapters := build(config.lora)) is not None:
+        adapters(model)
+    if not isinstance(
+        trainer.strategy, MeshStrategy
+    ):  # which makes them when it has divided the model
+        for change in changes:
             change(model)
     data: VLMDataModule = build(config.data)
     check_vocabulary(model, data)
@@ -119,8 +177,23 @@ def config_hash(config: DictConfig) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def model_that_fits(config: DictConfig, trainer: L.Trainer) -> nn.Module:
+def check_strategy(config: DictConfig) -> None:
+    """Refuse a strategy beside the layout.
+
+    Raises:
+        ConfigError: names the group that decides.
+    """
+    if "strategy" in config.trainer:
+        raise ConfigError(
+            f"trainer.strategy={config.trainer.strategy}: parallel= decides how ranks divide the work, "
+            "such as parallel=ddp or parallel=fsdp"
+        )
+
+
+def model_that_fits(config: DictConfig, trainer: L.Trainer, layout: Layout) -> nn.Module:
     """Build on meta, refuse what the device cannot hold, then build for real.
+
+    A model that is to be divided is built on the host, from where each rank takes its part.
 
     Raises:
         DoesNotFitError: with the numbers, what would fit, and the flags to try.
@@ -137,8 +210,11 @@ def model_that_fits(config: DictConfig, trainer: L.Trainer) -> nn.Module:
         bf16_weights=bf16,
         smaller=options_of("model"),
         parameters_of=lambda size: count_parameters(build_model(f"model={size}", device="meta")),
+        divided_by=layout.for_ranks(trainer.world_size).weight_parts,
     )
     log.info("%d parameters; training state %.2f GiB", state.num_parameters, state.total_gib)
+    if isinstance(trainer.strategy, MeshStrategy):
+        device = torch.device("cpu")
     return build_model(config=config, device=device, dtype=torch.bfloat16 if bf16 else None)
 
 

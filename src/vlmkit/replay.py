@@ -73,7 +73,7 @@ def main(config: DictConfig) -> None:
             f"{folder.path} trains a {type(model).__name__}: only steps of next-token training can be "
             "taken again"
         )
-    for name in CHANGES:
+    for name in ("lora", *CHANGES):
         if (change := build(run_config[name])) is not None:
             change(model)
     fill_from_own(model, weights)

@@ -31,8 +31,8 @@ from vlmkit.evaluation.samples import answer_samples
 from vlmkit.job import TrainingJob, assemble, check_run_folder_is_shared, is_rank_zero
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.runs import resumed_config
+from vlmkit.training.component_digests import RecordDigests, component_digests
 from vlmkit.training.lora import merge_lora
-from vlmkit.training.policy import component_digests
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,9 @@ def train(config: DictConfig) -> dict[str, float]:
     if checkpoint is None:
         before = scores(job) if config.score_before else {}
         if leads:
-            digests = component_digests(job.module.model)
-            folder.save_results(before=before, digests=digests, train_seconds=0.0)
+            folder.save_results(before=before, train_seconds=0.0)
+        recorder = RecordDigests(lambda digests: folder.save_results(digests=digests))
+        job.trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
     elif leads:
         print(f"going on from step {first_step} ({checkpoint.path})")
 
@@ -175,14 +176,14 @@ def finish(job: TrainingJob) -> dict[str, float]:
     """Score, write the weights, which say that the run is finished, and draw."""
     folder, data = job.folder, job.data
     after = scores(job)
+    now = component_digests(job.module.model)
+    model = job.whole_model()
     if not job.trainer.is_global_zero:
         job.trainer.strategy.barrier()  # what comes next may read what rank 0 writes
         return after
     digests = folder.read_results()["digests"]
-    now = component_digests(job.module.model)
     changes = {name: {"before": digests[name], "after": now[name]} for name in now}
     folder.save_results(after=after, components=changes)
-    model = job.module.model
     if data.validation and isinstance(model, Qwen3VL):
         report(job)
     if job.config.lora is not None:

@@ -246,12 +246,12 @@ class VLMDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step, in order."""
-        trainer = self.trainer
-        steps = self.training_steps(
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-        if isinstance(self.planner, FixedRows) and steps.rank == 0:
+        # ranks that share the tokens or matrices of a sample are given the same samples
+        share = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
+        steps = self.training_steps(share.get("rank", 0), share.get("num_replicas", 1))
+        if isinstance(self.planner, FixedRows) and (
+            self.trainer is None or self.trainer.is_global_zero
+        ):
             self._suggest_measuring()
         self._sampler = TicketSampler(self.samples, self.planner, self._state, self.num_steps)
         return self._loader(steps, sampler=self._sampler)

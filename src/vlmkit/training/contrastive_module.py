@@ -98,7 +98,7 @@ class ContrastiveModule(SteppedModule):
             objective = (objective * counts + whole * int(i == 0)) / num_pairs
             with self.sections("backward"):
                 # data parallelism averages gradients over ranks: scale back to a sum
-                self.manual_backward(objective * self.trainer.world_size)
+                self.manual_backward(objective * self.ranks.averaged_over)
         return self._log_sums(batch, result.per_image)
 
     def _loss_of(
@@ -116,7 +116,7 @@ class ContrastiveModule(SteppedModule):
         result = self.loss(
             images, all_texts, all_keys, first, temperature.log_scale, temperature.bias
         )
-        texts_gradient = self.all_reduce(result.texts, "sum")[first : first + len(images)]
+        texts_gradient = self.sum_over_ranks(result.texts)[first : first + len(images)]
         own = PairwiseLoss(
             per_image=result.per_image,
             images=result.images,
@@ -151,7 +151,7 @@ class ContrastiveModule(SteppedModule):
         by_source = rows.new_zeros(last + 1, 2).index_add(0, sources, rows)
         left_out = [[pairs.num_unpaired, pairs.num_cut] for pairs in batch.pairs]
         totals = torch.tensor(left_out, dtype=torch.float32, device=self.device).sum(0)
-        table = self.all_reduce(torch.cat([by_source, totals[None]]), "sum")
+        table = self.sum_over_ranks(torch.cat([by_source, totals[None]]))
         loss, num_pairs = table[:-1].sum(0)
         self.log("train/pairs", num_pairs)
         self.log("train/unpaired", table[-1, 0])

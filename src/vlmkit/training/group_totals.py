@@ -40,7 +40,7 @@ class GroupTotals:
         values = torch.stack([token_nll, torch.ones_like(token_nll)], dim=1)
         self._sums.index_add_(0, groups[samples] % len(self._sums), values)
 
-    def means(self, all_reduce: Callable[[Tensor, str], Tensor]) -> dict[str, Tensor]:
+    def means(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Of the step over all ranks: `loss/<group>` and `scored/<group>`; the sums start again.
 
         The loss of a group is the mean over its scored tokens, in nats, whatever the objective weighs; of a
@@ -48,7 +48,7 @@ class GroupTotals:
         """
         if not self.names:
             return {}
-        nll, scored = all_reduce(self._sums[:-1].clone(), "sum").unbind(1)
+        nll, scored = sum_over_ranks(self._sums[:-1]).unbind(1)
         self._last = torch.where(scored > 0, nll / scored, self._last)
         self._sums.zero_()
         columns = {"loss": self._last, "scored": scored}

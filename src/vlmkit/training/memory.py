@@ -26,12 +26,14 @@ class TrainingState:
     num_trained: int
     weight_bytes: int  # of one parameter
     moment_bytes: int
+    divided_by: int = 1  # ranks that have a part each
 
     @property
     def total_gib(self) -> float:
-        """All of it, in GiB."""
+        """All of it that one rank holds, in GiB."""
         per_trained = self.weight_bytes + 2 * self.moment_bytes
-        return (self.num_parameters * self.weight_bytes + self.num_trained * per_trained) / GIB
+        total = self.num_parameters * self.weight_bytes + self.num_trained * per_trained
+        return total / self.divided_by / GIB
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -46,6 +48,7 @@ def check_fits(
     bf16_weights: bool,
     smaller: Sequence[str],
     parameters_of: Callable[[str], int],
+    divided_by: int = 1,
 ) -> TrainingState:
     """Refuse a run whose weights, gradients and optimiser state exceed the device's free memory.
 
@@ -55,6 +58,7 @@ def check_fits(
         bf16_weights: weights, gradients and moments in bfloat16 instead of float32.
         smaller: other sizes to suggest, by the name of the option.
         parameters_of: number of parameters of such a size.
+        divided_by: ranks that hold a part of the state each.
 
     Returns:
         What the run will hold.
@@ -69,6 +73,7 @@ def check_fits(
         num_trained=trained,
         weight_bytes=size,
         moment_bytes=size,
+        divided_by=divided_by,
     )
     available = free_gib(device) * SHARE_USABLE
     if state.total_gib <= available:
@@ -87,7 +92,11 @@ def check_fits(
         count = parameters_of(name)
         for precision, width in (("", 4), (" precision=bf16_true", 2)):
             other = TrainingState(
-                num_parameters=count, num_trained=count, weight_bytes=width, moment_bytes=width
+                num_parameters=count,
+                num_trained=count,
+                weight_bytes=width,
+                moment_bytes=width,
+                divided_by=divided_by,
             )
             if other.total_gib <= available:
                 fitting.append((count, f"  model={name}{precision}  ({other.total_gib:,.1f} GiB)"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from vlmkit.errors import ConfigError
@@ -46,16 +44,6 @@ def components_of(model: nn.Module) -> dict[str, str]:
 
 def _fits(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
-
-
-def component_digests(model: nn.Module) -> dict[str, str]:
-    """SHA-256 of the weights of each component: equal means untouched, bit for bit."""
-    components = components_of(model)
-    hashes = {name: hashlib.sha256() for name in dict.fromkeys(components.values())}
-    for name, parameter in model.named_parameters():
-        raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        hashes[components[name]].update(raw.numpy().tobytes())
-    return {name: digest.hexdigest() for name, digest in hashes.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from vlmkit.batch import StepBatch
 from vlmkit.checkpoint.folder import writing_checkpoint
 from vlmkit.errors import ConfigError
 from vlmkit.training.checkpointing import Checkpointing
+from vlmkit.training.parallel.whole import whole_state
 from vlmkit.training.stepped_module import SteppedModule
 from vlmkit.training.survival.guards import Guards
 from vlmkit.training.survival.incidents import Incident, IncidentLog, digests
@@ -74,8 +75,8 @@ class StepGuard:
             loss=float(loss),
             grad_norm=float(gradient.total),
             grad_norms={name: float(norm) for name, norm in gradient.by_component.items()},
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            rank=module.ranks.sample_rank,
+            world_size=module.ranks.num_sample_ranks,
             seed=module.seed,
             data_state=data.state_dict_before(batch.step) if data is not None else {},
             samples=[member for members in batch.members for member in members],
@@ -83,9 +84,10 @@ class StepGuard:
         )
 
         def save_weights(path: Path) -> None:
+            weights = whole_state(module.model)
             if trainer.is_global_zero:
                 with writing_checkpoint(path, batch.step) as writer:
-                    writer.write_tensors("model", module.model.state_dict())
+                    writer.write_tensors("model", weights)
 
         return self.incidents.record(incident, save_weights)
 

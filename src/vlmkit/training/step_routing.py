@@ -16,17 +16,17 @@ class StepRouting:
 
     Args:
         balancing: the loss.
-        all_reduce: of the training module.
+        sum_over_ranks: of the training module.
         device: of the model.
     """
 
     def __init__(
         self,
         balancing: LoadBalancing,
-        all_reduce: Callable[[Tensor, str], Tensor],
+        sum_over_ranks: Callable[[Tensor], Tensor],
         device: torch.device,
     ) -> None:
-        self._balancing, self._all_reduce = balancing, all_reduce
+        self._balancing, self._sum_over_ranks = balancing, sum_over_ranks
         self._step: RouterStats | None = None
         self.is_complete = False
         self.total = torch.zeros((), device=device)  # the loss so far on this rank, for the log
@@ -34,7 +34,7 @@ class StepRouting:
     def count(self, stats: RouterStats, weight: int) -> None:
         """Add a micro-batch of all ranks; those of weight 0 only keep step with the others."""
         mine = torch.cat([stats.assignments, stats.num_tokens[None]]).detach() * weight
-        over_ranks = self._all_reduce(mine, "sum")
+        over_ranks = self._sum_over_ranks(mine)
         added = RouterStats(
             assignments=over_ranks[:-1],
             probability=torch.zeros_like(stats.assignments),

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from vlmkit.batch import StepBatch
+from vlmkit.training.rank_groups import RankGroups
 from vlmkit.training.sections import Sections
 from vlmkit.training.survival.verdict import Verdict
 from vlmkit.training.update import Gradient, Update
@@ -79,7 +80,7 @@ class SteppedModule(L.LightningModule):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Gradient, verdict, update, log."""
-        torch.manual_seed(seed_of_step(self.seed, batch.step, self.global_rank))
+        torch.manual_seed(seed_of_step(self.seed, batch.step, self.ranks.token_rank))
         loss = self.accumulate_gradient(batch)
         with self.sections("optimizer"):
             gradient = self.update.measure()
@@ -126,7 +127,7 @@ class SteppedModule(L.LightningModule):
         mine = torch.tensor(
             [most, batch.rows_hash, -batch.rows_hash], dtype=torch.int64, device=self.device
         )
-        most, largest, smallest = (int(value) for value in self.all_reduce(mine, "max").tolist())
+        most, largest, smallest = (int(value) for value in self.max_over_ranks(mine).tolist())
         if largest != -smallest:
             raise RuntimeError(
                 f"step {batch.step}: the ranks have planned different rows, so samples would be lost "
@@ -136,10 +137,25 @@ class SteppedModule(L.LightningModule):
             )
         return most
 
-    def all_reduce(self, value: Tensor, operation: str) -> Tensor:
-        """Combine a value of all ranks by `sum` or `max`."""
+    @property
+    def ranks(self) -> RankGroups:
+        """Who takes the step with this rank."""
+        return RankGroups.of(self.trainer)
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Over the whole step, of what ranks have computed."""
         with self.sections("collective"):
-            reduced: Tensor = self.trainer.strategy.reduce(value, reduce_op=operation)  # type: ignore[assignment]
+            return self.ranks.sum(value)
+
+    def sum_over_samples(self, value: Tensor) -> Tensor:
+        """Over the whole step, of what each rank knows of its samples."""
+        with self.sections("collective"):
+            return self.ranks.sum_over_samples(value)
+
+    def max_over_ranks(self, value: Tensor) -> Tensor:
+        """The largest of all ranks' values."""
+        with self.sections("collective"):
+            reduced: Tensor = self.trainer.strategy.reduce(value, reduce_op="max")  # type: ignore[assignment]
         return reduced
 
     def configure_optimizers(self) -> Any:

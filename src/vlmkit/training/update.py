@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -46,10 +47,12 @@ class Update:
         self.policy, self.clip_norm = policy, clip_norm
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self._trained: dict[str, list[nn.Parameter]] = {}
+        self._device = torch.device("cpu")
 
     def prepare(self, model: nn.Module, total_steps: int) -> dict[str, Any]:
         """Make the optimiser and its schedule, in Lightning's words, for a model in its final place."""
         components = components_of(model)
+        self._device = next(model.parameters()).device
         self._trained = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -59,9 +62,13 @@ class Update:
         schedule = self.make_schedule(optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def measure(self) -> Gradient:
-        """Norm of the gradient, before clipping."""
-        norms = component_norms(self._trained)
+    def measure(self, parts: Sequence[ProcessGroup] = ()) -> Gradient:
+        """Norm of the gradient, before clipping.
+
+        Args:
+            parts: see `component_norms`.
+        """
+        norms = component_norms(self._trained, self._device, parts)
         total = torch.stack(list(norms.values())).square().sum().sqrt()
         return Gradient(total=total, by_component=norms)
 

@@ -75,7 +75,7 @@ class VLMModule(SteppedModule):
         micro_batches = batch.micro_batches
         parts = (self.loss.denominator(micro) for micro in micro_batches)
         denominator = sum(parts, torch.zeros((), device=self.device))
-        denominator = self.all_reduce(denominator, "sum")
+        denominator = self.sum_over_samples(denominator)
         self._note_empty(batch, denominator)
         denominator = denominator.clamp(min=1e-8)
         most = self.most_micro_batches(batch)
@@ -98,11 +98,11 @@ class VLMModule(SteppedModule):
                 objective = objective + routing.loss(output.router, counts)
             with self.sections("backward"):
                 # data parallelism averages gradients over ranks: scale back to a sum
-                self.manual_backward(objective * counts * self.trainer.world_size)
-        loss, z_loss = self.all_reduce(total, "sum") / denominator
+                self.manual_backward(objective * counts * self.ranks.averaged_over)
+        loss, z_loss = self.sum_over_ranks(total) / denominator
         self._log_groups(batch)
         if routing is not None:
-            self.log("train/balancing", self.all_reduce(routing.total, "sum"))
+            self.log("train/balancing", self.sum_over_ranks(routing.total))
         self.log("train/z_loss", z_loss)
         return loss
 
@@ -127,10 +127,10 @@ class VLMModule(SteppedModule):
     def _log_groups(self, batch: StepBatch) -> None:
         """Loss by source and by modality, and tokens by source."""
         for totals in (self._by_source, self._by_modality):
-            self.log_dict({f"train/{k}": v for k, v in totals.means(self.all_reduce).items()})
+            self.log_dict({f"train/{k}": v for k, v in totals.means(self.sum_over_ranks).items()})
         if self.source_names:
             mine = [float(batch.tokens.get(name, 0)) for name in self.source_names]
-            tokens = self.all_reduce(torch.tensor(mine, device=self.device), "sum")
+            tokens = self.sum_over_samples(torch.tensor(mine, device=self.device))
             named = zip(self.source_names, tokens, strict=True)
             self.log_dict({f"train/tokens/{name}": count for name, count in named})
 
@@ -140,7 +140,7 @@ class VLMModule(SteppedModule):
         """Of the whole step, where that takes a forward pass of its own."""
         if self.balancing is None:
             return None
-        routing = StepRouting(self.balancing, self.all_reduce, self.device)
+        routing = StepRouting(self.balancing, self.sum_over_ranks, self.device)
         if self.balancing.exact and most > 1:
             with torch.no_grad(), self.sections("forward"):
                 for micro, counts in self.in_step_with_other_ranks(micro_batches, most):
@@ -162,7 +162,8 @@ class VLMModule(SteppedModule):
             values = torch.stack(
                 [scores.nll, (~scores.correct).float(), torch.ones_like(scores.nll)]
             )
-            nll, wrong, count = per_sample.index_add(1, scores.sample_ids, values)
+            sums = per_sample.index_add(1, scores.sample_ids, values)
+            nll, wrong, count = self.ranks.sum_over_parts(sums)
             metrics["exact_match"].update((wrong == 0)[count > 0].float())  # type: ignore[index]
             metrics["answer_nll"].update(nll[count > 0])  # type: ignore[index]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch.distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from vlmkit.errors import ConfigError
 from vlmkit.training.parallel.layout import Layout
 
 
@@ -40,12 +39,7 @@ class Meshes:
         Raises:
             ConfigError: the layout is made for another number of ranks.
         """
-        ranks = torch.distributed.get_world_size()
-        if layout.world_size != ranks:
-            sizes = " x ".join(f"{axis}={size}" for axis, size in layout.sizes.items())
-            raise ConfigError(
-                f"parallel: {sizes} is made for {layout.world_size} ranks, {ranks} were started"
-            )
+        layout = layout.for_ranks(torch.distributed.get_world_size())
         pipeline, replicate = layout.pipeline, layout.replicate
         shard, context, tensor = layout.shard, layout.context, layout.tensor
 

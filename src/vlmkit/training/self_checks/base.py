@@ -67,6 +67,8 @@ class CheckContext:
         packed: the examples in one row, in order, on the host.
         device: of the model.
         precision: context in which the run computes; autocast, say.
+        shares_samples: whether each rank computes only a part of each sample, so that what goes into the
+            model and comes out of it cannot be looked at here.
         step: optimiser steps taken.
         is_last: no step will follow.
     """
@@ -78,6 +80,7 @@ class CheckContext:
     packed: VLMBatch
     device: torch.device
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+    shares_samples: bool = False
     step: int = 0
     is_last: bool = False
 
@@ -105,6 +108,9 @@ class CheckContext:
     def generator(self) -> torch.Generator:
         """A source of random numbers on the host that is the check's own; another one in each step."""
         return torch.Generator().manual_seed(self.step)
+
+
+SHARED = "ranks share samples here: try the model with parallel.tensor, context and pipeline 1"
 
 
 class SelfCheck(Protocol):

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmkit.data.datamodule import VLMDataModule
+from vlmkit.training.parallel.sharding import reshard
+from vlmkit.training.rank_groups import RankGroups
 from vlmkit.training.self_checks.base import (
     CheckContext,
     CheckResult,
@@ -122,6 +124,7 @@ class SelfChecks(Callback):
             for name, check in self.checks.items():
                 begun = time.perf_counter()
                 results[name] = check.run(context)
+                reshard(context.model)  # the next check finds weights as they are between steps
                 seconds[name] = time.perf_counter() - begun
         measured = {
             f"checks/{name}": result.measured
@@ -192,6 +195,7 @@ def context_of(trainer: L.Trainer, module: L.LightningModule, choose: Choose) ->
         packed=one_row(list(examples), data.processor),
         device=module.device,
         precision=trainer.precision_plugin.forward_context,
+        shares_samples=RankGroups.of(trainer).share_samples,
     )
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vlmkit.batch import Segments, VLMBatch
 from vlmkit.language.moe import MixtureOfExperts, grouped_matmul
 from vlmkit.training.self_checks.base import (
+    SHARED,
     CheckContext,
     CheckResult,
     Status,
@@ -71,6 +72,8 @@ class AttentionKernels:
 
     def run(self, context: CheckContext) -> CheckResult:
         """See `SelfCheck.run`."""
+        if context.shares_samples:
+            return CheckResult(status=Status.SKIPPED, detail=SHARED)
         kinds, unknown = _attention_kinds(context.model)
         if not kinds:
             return CheckResult(
@@ -186,6 +189,8 @@ class LossKernel:
 
     def run(self, context: CheckContext) -> CheckResult:
         """See `SelfCheck.run`."""
+        if context.shares_samples:
+            return CheckResult(status=Status.SKIPPED, detail=SHARED)
         decoder: Any = context.model.decoder
         dim, generator = min(self.dim, decoder.hidden_dim), context.generator()
         count = sum(self.tokens)

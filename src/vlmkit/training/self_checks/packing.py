@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from vlmkit.batch import IGNORED_LABEL, VLMBatch
-from vlmkit.training.self_checks.base import CheckContext, CheckResult, Status, token_errors, within
+from vlmkit.losses.base import LossOutput
+from vlmkit.training.self_checks.base import (
+    SHARED,
+    CheckContext,
+    CheckResult,
+    Status,
+    token_errors,
+    within,
+)
 
 
 class PackedEqualsAlone:
@@ -40,6 +48,8 @@ class PackedEqualsAlone:
 
     def run(self, context: CheckContext) -> CheckResult:
         """See `SelfCheck.run`."""
+        if context.shares_samples:
+            return CheckResult(status=Status.SKIPPED, detail=SHARED)
         model, device = context.model, context.device
         batch = context.packed.to(device)
         with (
@@ -88,6 +98,8 @@ class Isolation:
 
     def run(self, context: CheckContext) -> CheckResult:
         """See `SelfCheck.run`."""
+        if context.shares_samples:
+            return CheckResult(status=Status.SKIPPED, detail=SHARED)
         batch = context.packed.to(context.device)
         if len(context.examples) < 2:
             return CheckResult(
@@ -133,9 +145,11 @@ class Isolation:
             batch = replace(batch, vision=replace(batch.vision, patches=patches))
             inputs.append(patches)
         with context.precision(), _embedded_leaf(context.model, inputs):
-            hidden = context.model(batch).hidden
-            head_weight = context.model.decoder.head_weight.detach()  # type: ignore[union-attr,operator]
-            objective = context.loss(hidden, head_weight, _scored_only(batch, sample)).numerator
+
+            def loss_of_sample(hidden: Tensor, head_weight: Tensor, batch: VLMBatch) -> LossOutput:
+                return context.loss(hidden, head_weight.detach(), _scored_only(batch, sample))
+
+            objective = context.model(batch, read_out=loss_of_sample).read_out.numerator
         return torch.autograd.grad(objective, inputs, allow_unused=True)
 
 
