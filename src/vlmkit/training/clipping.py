@@ -30,7 +30,7 @@ def component_norms(
             if (gradient := parameter.grad) is not None:
                 lists = by_groups.setdefault(_sharing(gradient), [[] for _ in components])
                 lists[number].append(_own(gradient))
-    squares = torch.zeros(len(components), device=device)
+    squares = torch.zeros(len(components), dtype=torch.float32, device=device)
     for groups, lists in by_groups.items():
         found = torch.stack([_square(gradients, device) for gradients in lists])
         for group in groups:
@@ -77,5 +77,5 @@ def _square(gradients: list[Tensor], device: torch.device) -> Tensor:
     """In float32 also where gradients are bfloat16, which has three digits."""
     own = [gradient for gradient in gradients if gradient.numel()]
     if not own:
-        return torch.zeros((), device=device)
+        return torch.zeros((), dtype=torch.float32, device=device)
     return torch.stack(torch._foreach_norm(own, 2.0, dtype=torch.float32)).square().sum()
