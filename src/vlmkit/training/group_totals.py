@@ -20,9 +20,10 @@ class GroupTotals:
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = tuple(names)
-        self._last = torch.full((len(self.names),), torch.nan, device=device)
+        self._last = torch.full((len(self.names),), torch.nan, dtype=torch.float32, device=device)
         # likelihood and number of scored tokens; the last row is for samples of no known group
-        self._sums = torch.zeros(len(self.names) + 1, 2, device=device)
+        # float32 whatever the default: bfloat16 counts to 256
+        self._sums = torch.zeros(len(self.names) + 1, 2, dtype=torch.float32, device=device)
 
     def add(self, micro: VLMBatch, groups: Tensor | None, token_nll: Tensor | None) -> None:
         """Add a micro-batch.

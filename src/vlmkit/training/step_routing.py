@@ -29,7 +29,9 @@ class StepRouting:
         self._balancing, self._sum_over_ranks = balancing, sum_over_ranks
         self._step: RouterStats | None = None
         self.is_complete = False
-        self.total = torch.zeros((), device=device)  # the loss so far on this rank, for the log
+        self.total = torch.zeros(
+            (), dtype=torch.float32, device=device
+        )  # the loss so far on this rank, for the log
 
     def count(self, stats: RouterStats, weight: int) -> None:
         """Add a micro-batch of all ranks; those of weight 0 only keep step with the others."""

@@ -74,7 +74,7 @@ class VLMModule(SteppedModule):
         """See `SteppedModule.accumulate_gradient`."""
         micro_batches = batch.micro_batches
         parts = (self.loss.denominator(micro) for micro in micro_batches)
-        denominator = sum(parts, torch.zeros((), device=self.device))
+        denominator = sum(parts, torch.zeros((), dtype=torch.float32, device=self.device))
         denominator = self.sum_over_samples(denominator)
         self._note_empty(batch, denominator)
         denominator = denominator.clamp(min=1e-8)
