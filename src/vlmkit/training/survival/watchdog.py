@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import psutil
 from lightning.pytorch.callbacks import Callback
@@ -38,6 +38,15 @@ LIMITS_S = {
     "save": 1800.0,
     OTHER: 600.0,
 }
+
+
+@runtime_checkable
+class KnowsRanks(Protocol):
+    """A callback that can tell which other ranks are silent."""
+
+    def who_is_silent(self) -> str | None:
+        """A line that names them; None where there are none."""
+        ...
 
 
 class Watchdog(Callback):
@@ -94,6 +103,7 @@ class Watchdog(Callback):
         self._watched: Sections | None = None
         self._stop: threading.Event | None = None
         self._stacks = Path()
+        self._others: list[KnowsRanks] = []
 
     def start(self, rank: int = 0) -> None:
         """Begin to watch. Processes that are started from now on can tell their stacks."""
@@ -153,6 +163,7 @@ class Watchdog(Callback):
         if isinstance(sections, Sections) and sections is not self._watched:
             sections.attach(self)
             self._watched = sections
+        self._others = [each for each in trainer.callbacks if isinstance(each, KnowsRanks)]
         self.start(trainer.global_rank)
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -195,6 +206,9 @@ class Watchdog(Callback):
         try:
             path = self.folder / f"hang-rank{self._rank}.txt"
             what = f"rank {self._rank} hangs: `{name}` has lasted {lasted:.1f} s, its limit is {limit:g} s"
+            for others in self._others:
+                with suppress(Exception):  # whatever is wrong there, this one must end
+                    what += f"; {line}" if (line := others.who_is_silent()) else ""
             children = own_children()
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
