@@ -146,8 +146,8 @@ class SignsOfLife(Callback):
             return
         self._finish()
         self._trainer, self._module = trainer, pl_module
-        # a client of its own: another thread may be waiting for an answer through the first one
-        store = dist.PrefixStore("vlmkit/signs", dist.distributed_c10d._get_default_store().clone())
+        if (store := _own_client()) is None:
+            return
         store.set_timeout(timedelta(seconds=30))
         self._signs = Signs(store, dist.get_rank(), dist.get_world_size())
         self._signs.give(self._sign())
@@ -248,6 +248,22 @@ class SignsOfLife(Callback):
             f"{why}. The run ends with exit code {PEER_LOST}; resume=true goes on from its checkpoint",
         )
         os._exit(PEER_LOST)
+
+
+def _own_client() -> Any:
+    """Another connection to the store at which the ranks met; None where it is none of the network.
+
+    Another thread may be waiting for an answer through the first one. `Store.clone` is no way to get it:
+    with torch 2.15 a group made afterwards reads what ranks wrote before torchrun restarted them.
+    """
+    store: Any = dist.distributed_c10d._get_default_store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    if not isinstance(store, dist.TCPStore):
+        return None
+    client = dist.TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"vlmkit/signs/{attempt}", client)
 
 
 def _may_come_from_others(exception: BaseException) -> bool:
