@@ -59,6 +59,18 @@ def test_experts_of_transformers_5_become_those_of_the_hub(tmp_path: Path) -> No
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
+def test_a_run_is_converted_without_holding_its_weights(tmp_path: Path) -> None:
+    save_run(tmp_path / "run")
+    source = convert.from_run(tmp_path / "run", torch.bfloat16)
+    assert all(parameter.is_meta for parameter in source.model.parameters())
+    convert.write(source, tmp_path / "out", max_shard_gb=0.0003)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    expected = load_run(tmp_path / "run").model.bfloat16().state_dict()
+    found = load_pretrained(tmp_path / "out").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_dtype_shards_and_overwriting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     save_toy(source, tie_word_embeddings=True)

@@ -10,20 +10,24 @@ frame sampling.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import Tensor
 
-from vlmkit.build import entry_point
+from vlmkit.build import build_model, entry_point
+from vlmkit.checkpoint.own_weights import OwnWeights
+from vlmkit.checkpoint.run_folder import RunFolder
 from vlmkit.checkpoint.save import save_checkpoint
 from vlmkit.data.processor import Processor
 from vlmkit.errors import ConfigError
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.pretrained import checkpoint_folder, load_pretrained, parse_dtype
-from vlmkit.runs import load_run
+from vlmkit.runs import build_processor, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class Source:
     model: Qwen3VL
     processor: Processor | None = None  # whose tokenizer and settings are written
     companions: Path | None = None  # folder whose tokenizer, template and settings are carried over
+    read: Callable[[str], Tensor] | None = None  # gives the values of a model on meta, by parameter
 
 
 def from_published(source: str | Path, dtype: torch.dtype | None = None) -> Source:
@@ -47,14 +52,18 @@ def from_published(source: str | Path, dtype: torch.dtype | None = None) -> Sour
 
 
 def from_run(folder: str | Path, dtype: torch.dtype | None = None) -> Source:
-    """Read what `python -m vlmkit.train` has written.
+    """What `python -m vlmkit.train` has written; weights are read when they are written, file by file.
 
     Args:
         folder: of the run.
         dtype: of the result; None keeps the stored one.
     """
-    run = load_run(folder)
-    return Source(model=run.model.to(dtype), processor=run.processor)
+    files = RunFolder(folder)
+    config = read_config(files)
+    model = build_model(config=config, device="meta")
+    read = OwnWeights(files.newest_weights(), model)
+    model.to(dtype)
+    return Source(model=model, processor=build_processor(config, files), read=read)  # type: ignore[arg-type]
 
 
 def write(
@@ -68,6 +77,7 @@ def write(
         overwrite=overwrite,
         companions=source.companions,
         processor=source.processor,
+        read=source.read,
     )
 
 

@@ -109,13 +109,17 @@ def assemble(config: DictConfig, is_resumed: bool = False) -> TrainingJob:
     for callback in callbacks:
         if isinstance(callback, RankAgreement):
             callback.config_hash = config_hash(config)
+    strategy = strategy_for(layout, DivideModule(changes))
+    files = SafeCheckpointIO(
+        config_hash=config_hash(config), verify=False, copied=not isinstance(strategy, MeshStrategy)
+    )
     trainer: L.Trainer = build(
         config.trainer,
         **processes,
-        strategy=strategy_for(layout, DivideModule(changes)),
+        strategy=strategy,
         logger=[GuardedLogger(logger) for logger in build(config.logger).values()],
         callbacks=callbacks,
-        plugins=[*plugins, SafeCheckpointIO(config_hash=config_hash(config), verify=False)],
+        plugins=[*plugins, files],
     )
     check_precision(trainer)
     if isinstance(trainer.strategy, MeshStrategy) and any(

@@ -66,10 +66,13 @@ class CheckpointFolder:
         self.manifest.check_contents(self.path)
         return self
 
-    def tensors(self, stem: str) -> dict[str, Tensor]:
+    def tensors(self, stem: str, copied: bool = True) -> dict[str, Tensor]:
         """Tensors of `<stem>.safetensors` or its shards, by name; none where there is no such file.
 
-        They are copies on the host: a window on the file would break when retention deletes it.
+        Args:
+            stem: of the file's name.
+            copied: whether they are copies on the host. Otherwise they are windows on the files, of which
+                only what is used is read; they break when retention deletes the files.
 
         Raises:
             CheckpointError: a file cannot be read; names it.
@@ -79,7 +82,9 @@ class CheckpointFolder:
         for name in filter(is_part, self.manifest.files):
             try:
                 with safe_open(self.path / name, framework="pt") as file:
-                    tensors |= {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+                    for key in file.keys():  # noqa: SIM118
+                        window = file.get_tensor(key)
+                        tensors[key] = window.clone() if copied else window
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{self.path / name} cannot be read: {error}") from error
         return tensors

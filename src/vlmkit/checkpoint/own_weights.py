@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vlmkit.checkpoint.files import StoredTensors
+from vlmkit.checkpoint.files import DTYPES, StoredTensors
 from vlmkit.errors import CheckpointError, listed
 
 
@@ -51,3 +51,36 @@ def fill_from_own(model: nn.Module, folder: Path, only: Sequence[str] = ("*",)) 
                 )
             ours[name].copy_(tensor)
     return len(theirs)
+
+
+class OwnWeights:
+    """Parameters of a model that is on meta, read one at a time from a folder under our own names.
+
+    Args:
+        folder: see `fill_from_own`.
+        model: of the same composition; its parameters take the dtypes that are stored.
+
+    Raises:
+        CheckpointError: the folder holds other tensors than the model, or of other shapes; names them.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        self.stored = StoredTensors(folder)
+        parameters, every = dict(model.named_parameters()), model.state_dict()
+        if differing := (parameters.keys() - self.stored.shapes) | (
+            self.stored.shapes.keys() - every
+        ):
+            raise CheckpointError(
+                f"{folder} and the model do not have the same tensors: {listed(sorted(differing), 5)}"
+            )
+        for name, parameter in parameters.items():
+            if (shape := self.stored.shapes[name]) != tuple(parameter.shape):
+                raise CheckpointError(
+                    f"{folder}: {name} is {list(shape)} there, {list(parameter.shape)} in the model"
+                )
+            parameter.data = parameter.data.to(DTYPES[self.stored.dtypes[name]])
+
+    def __call__(self, name: str) -> Tensor:
+        """The values of a parameter, on the host; a window on the file."""
+        ((_, tensor),) = self.stored.read([name])
+        return tensor

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from vlmkit.checkpoint.atomic import atomic_folder
 from vlmkit.checkpoint.chat_template import published_template
@@ -47,6 +48,7 @@ def save_checkpoint(
     overwrite: bool = False,
     companions: Path | None = None,
     processor: Processor | None = None,
+    read: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Write a folder that transformers, vLLM and SGLang load; all of it or nothing.
 
@@ -61,6 +63,8 @@ def save_checkpoint(
             are carried over as they are, where it has them.
         processor: what the model was trained with; its settings and its chat template are written. None
             writes the released settings and the template of the Instruct models.
+        read: gives the values of a parameter by its name in the model, which may then be on meta; they are
+            cast to the model's dtype. Never more than one file's are held. None: the model's own.
 
     Raises:
         CheckpointError: the published layout cannot say what the model or the processor does, the folder
@@ -71,15 +75,17 @@ def save_checkpoint(
     if tokenizer is None and processor is not None:
         tokenizer = processor.tokenizer
     entries = published_entries(model)
-    if empty := [
-        entry.ours for entry in entries.values() if model.get_parameter(entry.ours).is_meta
-    ]:
-        raise CheckpointError(f"{empty[0]} is on meta, it has no values to save")
+    if read is None:
+        if empty := [
+            entry.ours for entry in entries.values() if model.get_parameter(entry.ours).is_meta
+        ]:
+            raise CheckpointError(f"{empty[0]} is on meta, it has no values to save")
+        read = model.get_parameter
     _warn_where_readers_differ(config, entries.values())
     target = Path(folder)
     try:
         with atomic_folder(target, overwrite, known_by=CONFIG) as partial:
-            _write_weights(model, list(entries.values()), partial, int(max_shard_gb * 1e9))
+            _write_weights(model, list(entries.values()), read, partial, int(max_shard_gb * 1e9))
             _write_json(partial / CONFIG, config)
             carried = _carry_over(companions, partial, SETTINGS_FILES)
             for name, content in settings.items():
@@ -91,7 +97,13 @@ def save_checkpoint(
         raise CheckpointError(f"{target} cannot be written: {error}") from error
 
 
-def _write_weights(model: Qwen3VL, entries: list[TensorEntry], folder: Path, limit: int) -> None:
+def _write_weights(
+    model: Qwen3VL,
+    entries: list[TensorEntry],
+    read: Callable[[str], Tensor],
+    folder: Path,
+    limit: int,
+) -> None:
     shards: list[list[TensorEntry]] = [[]]
     total = filled = 0
     for entry in entries:
@@ -107,10 +119,10 @@ def _write_weights(model: Qwen3VL, entries: list[TensorEntry], folder: Path, lim
         name = WEIGHTS
         if len(shards) > 1:
             name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {
-            entry.published: entry.to_published(model.get_parameter(entry.ours).detach().cpu())
-            for entry in shard
-        }
+        tensors = {}
+        for entry in shard:
+            values = read(entry.ours).detach().cpu().to(model.get_parameter(entry.ours).dtype)
+            tensors[entry.published] = entry.to_published(values)
         save_file(tensors, folder / name, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, name))
     if len(shards) > 1:

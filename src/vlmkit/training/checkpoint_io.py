@@ -35,6 +35,7 @@ class SafeCheckpointIO(CheckpointIO):
         prefix: str = "model.",
         shard_bytes: int = SHARD_BYTES,
         verify: bool = True,
+        copied: bool = True,
     ) -> None:
         """Keep the settings.
 
@@ -43,9 +44,11 @@ class SafeCheckpointIO(CheckpointIO):
             prefix: of the model's weights among those of the LightningModule.
             shard_bytes: tensors are split into files of at most this many bytes.
             verify: whether reading compares every byte with the manifest. Sizes are always compared.
+            copied: see `CheckpointFolder.tensors`. Ranks that copy their parts of what they load at once
+                need no copy of the whole.
         """
         self.config_hash, self.prefix = config_hash, prefix
-        self.shard_bytes, self.verify = shard_bytes, verify
+        self.shard_bytes, self.verify, self.copied = shard_bytes, verify, copied
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -132,13 +135,15 @@ class SafeCheckpointIO(CheckpointIO):
         state = folder.state()
         checkpoint: dict[str, Any] = state["trainer"]
         module = state["module"]
-        weights = folder.tensors(MODEL)
+        weights = folder.tensors(MODEL, self.copied)
         weights |= {alias: weights[name] for alias, name in module["tied"].items()}
         prefix = module["prefix"]
         checkpoint[WEIGHTS] = {prefix + name: tensor for name, tensor in weights.items()}
         checkpoint[WEIGHTS] |= module["others"]
         if "optimizers" in state:
-            checkpoint[STATES] = join_states(folder.tensors(OPTIMIZER), state["optimizers"])
+            checkpoint[STATES] = join_states(
+                folder.tensors(OPTIMIZER, self.copied), state["optimizers"]
+            )
         return checkpoint
 
 

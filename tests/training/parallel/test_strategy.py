@@ -80,7 +80,7 @@ def trainer_of(layout: dict[str, int] | None, steps: int) -> L.Trainer:
         accelerator="cpu",
         devices=1 if layout is None else 4,
         strategy=strategy,
-        plugins=[SafeCheckpointIO()],
+        plugins=[SafeCheckpointIO(copied=layout is None)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
