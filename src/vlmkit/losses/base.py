@@ -22,6 +22,9 @@ class LossOutput:
     z_numerator: Tensor | None = (
         None  # () detached: the z-loss within the numerator; None: no z-loss
     )
+    sample_ids: Tensor | None = (
+        None  # (scored_tokens,) int64, of token_nll; None: those of all that the batch scores
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

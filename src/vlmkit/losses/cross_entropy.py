@@ -50,10 +50,25 @@ class CrossEntropy(Loss):
         self.kernel = kernel or TorchKernel()
         self.z_coefficient = z_coefficient
 
-    def forward(self, hidden: Tensor, head_weight: Tensor, batch: VLMBatch) -> LossOutput:
-        """See `Loss.forward`."""
+    def forward(
+        self,
+        hidden: Tensor,
+        head_weight: Tensor,
+        batch: VLMBatch,
+        weights: Tensor | None = None,
+    ) -> LossOutput:
+        """See `Loss.forward`.
+
+        Args:
+            hidden: (batch, seq, dim), after the final norm.
+            head_weight: (vocab, dim).
+            batch: holds labels, where they are, and which sample they belong to.
+            weights: (scored_tokens,) float32, where samples have scored tokens elsewhere too; None counts
+                those of the batch.
+        """
         rows, targets = _scored(hidden, batch)
-        weights = self._weights(batch)
+        if weights is None:
+            weights = self.weights(batch)
         numerator, nll, z_numerator = weighted_linear_cross_entropy(
             rows,
             head_weight,
@@ -61,7 +76,7 @@ class CrossEntropy(Loss):
             weights,
             kernel=self.kernel,
             z_coefficient=self.z_coefficient,
-            chunk_tokens=self._chunk(head_weight),
+            chunk_tokens=self.chunk_for(head_weight),
         )
         return LossOutput(
             numerator=numerator,
@@ -72,13 +87,19 @@ class CrossEntropy(Loss):
 
     def denominator(self, batch: VLMBatch) -> Tensor:
         """See `Loss.denominator`."""
-        return self._weights(batch).sum()
+        return self.weights(batch).sum()
+
+    def weights(self, batch: VLMBatch) -> Tensor:
+        """How much each scored token counts, (scored_tokens,) float32."""
+        unit_ids, num_units = self.unit(batch)
+        weights: Tensor = self.weighting(unit_ids.flatten()[_scored_index(batch)], num_units)
+        return weights
 
     @torch.no_grad()
     def score(self, hidden: Tensor, head_weight: Tensor, batch: VLMBatch) -> TokenScores:
         """See `Loss.score`."""
         rows, targets = _scored(hidden, batch)
-        chunk = self._chunk(head_weight)
+        chunk = self.chunk_for(head_weight)
         nll, correct = [], []
         for row, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
             logits = F.linear(row, head_weight).float()
@@ -91,13 +112,8 @@ class CrossEntropy(Loss):
             sample_ids=samples.flatten()[_scored_index(batch)],
         )
 
-    def _weights(self, batch: VLMBatch) -> Tensor:
-        """(scored_tokens,) float32."""
-        unit_ids, num_units = self.unit(batch)
-        weights: Tensor = self.weighting(unit_ids.flatten()[_scored_index(batch)], num_units)
-        return weights
-
-    def _chunk(self, head_weight: Tensor) -> int:
+    def chunk_for(self, head_weight: Tensor) -> int:
+        """Positions whose logits may exist at a time."""
         return self.chunk_tokens or chunk_tokens_for(head_weight.device, len(head_weight))
 
 
@@ -107,8 +123,12 @@ def _scored_index(batch: VLMBatch) -> Tensor:
     return batch.scored_index
 
 
+def scored_rows(hidden: Tensor, batch: VLMBatch) -> Tensor:
+    """(batch, seq, dim) -> those at scored positions, (scored_tokens, dim)."""
+    return hidden.flatten(0, 1)[_scored_index(batch)]
+
+
 def _scored(hidden: Tensor, batch: VLMBatch) -> tuple[Tensor, Tensor]:
     """Hidden rows and targets at scored positions."""
-    index = _scored_index(batch)
     assert batch.labels is not None
-    return hidden.flatten(0, 1)[index], batch.labels.flatten()[index]
+    return scored_rows(hidden, batch), batch.labels.flatten()[_scored_index(batch)]

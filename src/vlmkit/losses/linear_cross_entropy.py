@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,34 +74,50 @@ class TorchKernel:
         z_loss = torch.zeros_like(nll)
         grad_rows = torch.empty_like(rows) if needs_rows else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
+        # one buffer for all chunks: fresh memory costs the CPU more than the softmax does
+        buffer = rows.new_empty(min(chunk_tokens, len(rows)), len(head))
         for start in range(0, len(rows), chunk_tokens):
             piece = slice(start, start + chunk_tokens)
-            row, target = rows[piece], targets[piece]
-            log_p, log_z = _log_softmax(row, head, target)  # (chunk, vocab), (chunk,)
-            nll[piece] = -log_p.gather(1, target[:, None]).squeeze(1)
+            row, target = rows[piece], targets[piece, None]
+            logits = torch.mm(row, head.T, out=buffer[: len(row)]).float()  # (chunk, vocab)
+            wanted = logits.gather(1, target)  # (chunk, 1)
+            probability, log_z = softmax_(logits)
+            nll[piece] = (log_z - wanted).squeeze(1)
             if z_coefficient:
-                z_loss[piece] = z_coefficient * log_z**2
+                z_loss[piece] = (z_coefficient * log_z**2).squeeze(1)
             if not (needs_rows or needs_head):
                 continue
-            grad = log_p.exp_()
+            grad, weight = probability, weights[piece, None]
             if z_coefficient:
-                grad *= (1 + 2 * z_coefficient * log_z)[:, None]
-            grad[torch.arange(len(row), device=row.device), target] -= 1
-            grad = grad.mul_(weights[piece, None]).to(rows.dtype)
+                grad *= 1 + 2 * z_coefficient * log_z
+            grad.scatter_add_(1, target, grad.new_full((1, 1), -1.0).expand_as(target))
+            grad = grad.to(rows.dtype)
             if grad_rows is not None:
                 torch.mm(grad, head, out=grad_rows[piece])
+                grad_rows[piece] *= weight
             if grad_head is not None:
-                grad_head += grad.T @ row
-            del log_p, grad  # before the next chunk's logits
+                add_product_(grad_head, grad.T, (row * weight).to(row.dtype))
         return OnePass(nll=nll, z_loss=z_loss, grad_rows=grad_rows, grad_head=grad_head)
 
 
-def _log_softmax(row: Tensor, head: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, (chunk, vocab), and the log of what they were divided by, (chunk,); float32."""
-    logits = (row @ head.T).float()
-    log_p = F.log_softmax(logits, dim=-1)
-    log_z = logits.gather(1, target[:, None]) - log_p.gather(1, target[:, None])
-    return log_p, log_z.squeeze(1)
+def softmax_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax in place, (rows, vocab), and logsumexp, (rows, 1).
+
+    The most probable entry gives the logsumexp back: its probability is at least 1 / vocab, so its
+    logarithm is as exact as the logits.
+    """
+    highest, where = logits.max(dim=-1, keepdim=True)
+    probability = torch.softmax(logits, dim=-1, out=logits)
+    return probability, highest - probability.gather(1, where).log()
+
+
+def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to `total` in place, which may be wider than they are."""
+    if total.dtype == left.dtype:
+        # without a product of the head's size in between; not `addmm_`, which FLOP counters do not know
+        torch.addmm(total, left, right, out=total)
+    else:
+        total += left @ right
 
 
 def weighted_linear_cross_entropy(

@@ -25,19 +25,27 @@ class GroupTotals:
         # float32 whatever the default: bfloat16 counts to 256
         self._sums = torch.zeros(len(self.names) + 1, 2, dtype=torch.float32, device=device)
 
-    def add(self, micro: VLMBatch, groups: Tensor | None, token_nll: Tensor | None) -> None:
+    def add(
+        self,
+        micro: VLMBatch,
+        groups: Tensor | None,
+        token_nll: Tensor | None,
+        samples: Tensor | None = None,
+    ) -> None:
         """Add a micro-batch.
 
         Args:
             micro: the batch.
             groups: (samples,) int64, number of the group of each sample, -1 for none.
             token_nll: (scored_tokens,) float32, in nats.
+            samples: (scored_tokens,) int64, of token_nll; None: those of all that the batch scores.
         """
         if token_nll is None or groups is None or not self.names:
             return
-        assert micro.sample_ids is not None
-        assert micro.scored_index is not None
-        samples = micro.sample_ids.flatten()[micro.scored_index]
+        if samples is None:
+            assert micro.sample_ids is not None
+            assert micro.scored_index is not None
+            samples = micro.sample_ids.flatten()[micro.scored_index]
         values = torch.stack([token_nll, torch.ones_like(token_nll)], dim=1)
         self._sums.index_add_(0, groups[samples] % len(self._sums), values)
 
@@ -49,7 +57,8 @@ class GroupTotals:
         """
         if not self.names:
             return {}
-        nll, scored = sum_over_ranks(self._sums[:-1]).unbind(1)
+        # a copy: one rank gets back what it gives, and the sums start again below
+        nll, scored = sum_over_ranks(self._sums[:-1].clone()).unbind(1)
         self._last = torch.where(scored > 0, nll / scored, self._last)
         self._sums.zero_()
         columns = {"loss": self._last, "scored": scored}

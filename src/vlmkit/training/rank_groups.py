@@ -23,6 +23,7 @@ class RankGroups:
         samples: group of the ranks that have one of the shares of samples each; None: all ranks.
         parts: groups over which a rank has only a part of its samples' sums: ranks that share tokens, and
             stages of a pipeline.
+        stages: group of the ranks with other layers of the same model; none or one.
         share_samples: whether several ranks are given the same samples and compute a part of them each.
     """
 
@@ -32,6 +33,7 @@ class RankGroups:
     averaged_over: int
     samples: dist.ProcessGroup | None = None
     parts: tuple[dist.ProcessGroup, ...] = ()
+    stages: tuple[dist.ProcessGroup, ...] = ()
     share_samples: bool = False
 
     @classmethod

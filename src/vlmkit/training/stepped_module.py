@@ -68,7 +68,7 @@ class SteppedModule(L.LightningModule):
         self.automatic_optimization = False
         self.model, self.update, self.seed = model, update, seed
         self.guard, self.sections = guard, sections or Sections()
-        update.policy.freeze(model)
+        update.freeze(model)
 
     @abstractmethod
     def accumulate_gradient(self, batch: StepBatch) -> Tensor:
@@ -83,7 +83,7 @@ class SteppedModule(L.LightningModule):
         torch.manual_seed(seed_of_step(self.seed, batch.step, self.ranks.token_rank))
         loss = self.accumulate_gradient(batch)
         with self.sections("optimizer"):
-            gradient = self.update.measure()
+            gradient = self.update.measure(self.ranks.stages)
             verdict = self.guard.judge(self, batch, loss, gradient) if self.guard else Verdict()
             numbers = self.update.apply(self.optimizers(), self.lr_schedulers(), gradient, verdict)
         self.log("train/loss", loss)

@@ -47,13 +47,23 @@ class Update:
         self.policy, self.clip_norm = policy, clip_norm
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self._trained: dict[str, list[nn.Parameter]] = {}
+        self._components: list[str] = []
         self._device = torch.device("cpu")
+
+    def freeze(self, model: nn.Module) -> None:
+        """Freeze what is not to be trained, and remember what is, before ranks keep a part of it each."""
+        self.policy.freeze(model)
+        components = components_of(model)
+        named = model.named_parameters()
+        self._components = list(
+            dict.fromkeys(components[name] for name, p in named if p.requires_grad)
+        )
 
     def prepare(self, model: nn.Module, total_steps: int) -> dict[str, Any]:
         """Make the optimiser and its schedule, in Lightning's words, for a model in its final place."""
         components = components_of(model)
         self._device = next(model.parameters()).device
-        self._trained = {}
+        self._trained = {name: [] for name in self._components}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 self._trained.setdefault(components[name], []).append(parameter)
@@ -89,7 +99,7 @@ class Update:
         Returns:
             What the log should know.
         """
-        rates = {group["component"]: group["lr"] for group in optimizer.param_groups}
+        rates = self._rates(optimizer.param_groups)
         if verdict.apply:
             clip(self._trained, gradient.total, self.clip_norm)
             for group in optimizer.param_groups:
@@ -105,3 +115,10 @@ class Update:
             **{f"grad_norm/{name}": norm for name, norm in gradient.by_component.items()},
             **{f"lr/{name}": rate * verdict.rate for name, rate in rates.items()},
         }
+
+    def _rates(self, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Learning rate of each component, of those too that other pipeline stages have."""
+        own = {group["component"]: group["lr"] for group in groups}
+        part = max((g["lr"] / g["initial_lr"] for g in groups if g["initial_lr"]), default=0.0)
+        peaks = self.policy.learning_rates
+        return {name: own.get(name, part * (peaks[name] or 0.0)) for name in self._components} | own

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from vlmkit.batch import Modality, StepBatch, VLMBatch
+from vlmkit.language.layers import RouterStats
 from vlmkit.losses.balancing import LoadBalancing
 from vlmkit.losses.base import Loss, LossOutput, TokenScores
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.group_totals import GroupTotals
+from vlmkit.training.passes import Objective, Passes
 from vlmkit.training.sections import Sections
 from vlmkit.training.step_routing import StepRouting
 from vlmkit.training.stepped_module import Guard, SteppedModule
@@ -61,6 +63,7 @@ class VLMModule(SteppedModule):
         self.loss, self.balancing = loss, balancing
         self.validation_names = tuple(validation_names)
         self.source_names = tuple(source_names)
+        self.passes: Passes | None = None  # None: one after the other
         self.num_empty_steps = 0
         self._by_source = self._by_modality = GroupTotals((), torch.device("cpu"))
         self.metrics = nn.ModuleDict(
@@ -83,28 +86,49 @@ class VLMModule(SteppedModule):
         total = torch.zeros(
             2, device=self.device, dtype=torch.float32
         )  # loss, and the part of it that is z-loss
-        for micro, counts in self.in_step_with_other_ranks(micro_batches, most):
-            with self.sections("forward"):
-                output = self.model(micro, read_out=self.loss)
-                result: LossOutput = output.read_out
-            objective = result.numerator / denominator
-            if counts:
-                total[0] += result.numerator.detach()
-                if result.z_numerator is not None:
-                    total[1] += result.z_numerator
-                self._by_source.add(micro, micro.source_ids, result.token_nll)
-                self._by_modality.add(micro, micro.modality_ids, result.token_nll)
-            if routing is not None and output.router is not None:
-                objective = objective + routing.loss(output.router, counts)
+        objective = Objective(
+            loss=self.loss,
+            denominator=denominator,
+            routing=routing,
+            averaged_over=self.ranks.averaged_over,
+        )
+        if self.passes is None:
+            self._one_by_one(micro_batches, most, objective, total)
+        else:
             with self.sections("backward"):
-                # data parallelism averages gradients over ranks: scale back to a sum
-                self.manual_backward(objective * counts * self.ranks.averaged_over)
+                for micro, result in self.passes(micro_batches, most, objective):
+                    self._add(micro, result, total)
         loss, z_loss = self.sum_over_ranks(total) / denominator
         self._log_groups(batch)
         if routing is not None:
             self.log("train/balancing", self.sum_over_ranks(routing.total))
         self.log("train/z_loss", z_loss)
         return loss
+
+    def _one_by_one(
+        self, micro_batches: tuple[VLMBatch, ...], most: int, objective: Objective, total: Tensor
+    ) -> None:
+        """Forward and backward pass of each micro-batch."""
+        for micro, counts in self.in_step_with_other_ranks(micro_batches, most):
+            with self.sections("forward"):
+                output = self.model(micro, read_out=self.loss)
+                result: LossOutput = output.read_out
+            share = objective.of_loss(result, counts)
+            if counts:
+                self._add(micro, result, total)
+            if objective.routing is not None and output.router is not None:
+                share = share + objective.of_routing(output.router, counts)
+            with self.sections("backward"):
+                self.manual_backward(share)
+
+    def _add(self, micro: VLMBatch, result: LossOutput, total: Tensor) -> None:
+        """Add a micro-batch to the sums of the step."""
+        total[0] += result.numerator.detach()
+        if result.z_numerator is not None:
+            total[1] += result.z_numerator
+        scored = result.token_nll, result.sample_ids
+        self._by_source.add(micro, micro.source_ids, *scored)
+        self._by_modality.add(micro, micro.modality_ids, *scored)
 
     def _note_empty(self, batch: StepBatch, denominator: Tensor) -> None:
         """A step without a scored token has loss 0 and gradient 0; count it, and say so."""
@@ -141,11 +165,14 @@ class VLMModule(SteppedModule):
         if self.balancing is None:
             return None
         routing = StepRouting(self.balancing, self.sum_over_ranks, self.device)
-        if self.balancing.exact and most > 1:
+        if (self.balancing.exact and most > 1) or self.passes is not None:
+            own: RouterStats | None = None
             with torch.no_grad(), self.sections("forward"):
                 for micro, counts in self.in_step_with_other_ranks(micro_batches, most):
-                    if (stats := self.model(micro).router) is not None:
-                        routing.count(stats, counts)
+                    if (stats := self.model(micro).router) is not None and counts:
+                        own = stats if own is None else own + stats
+            if own is not None:
+                routing.count(own, 1)
             routing.is_complete = True
         return routing
 
@@ -157,12 +184,14 @@ class VLMModule(SteppedModule):
         """
         metrics = self.metrics[self.validation_names[dataloader_idx]]
         for micro in batch.micro_batches:
-            scores: TokenScores = self.model(micro, read_out=self.loss.score).read_out
-            per_sample = scores.nll.new_zeros(3, micro.num_samples)
-            values = torch.stack(
-                [scores.nll, (~scores.correct).float(), torch.ones_like(scores.nll)]
-            )
-            sums = per_sample.index_add(1, scores.sample_ids, values)
+            # None on ranks without the head
+            scores: TokenScores | None = self.model(micro, read_out=self.loss.score).read_out
+            sums = torch.zeros(3, micro.num_samples, dtype=torch.float32, device=self.device)
+            if scores is not None:
+                values = torch.stack(
+                    [scores.nll, (~scores.correct).float(), torch.ones_like(scores.nll)]
+                )
+                sums.index_add_(1, scores.sample_ids, values)
             nll, wrong, count = self.ranks.sum_over_parts(sums)
             metrics["exact_match"].update((wrong == 0)[count > 0].float())  # type: ignore[index]
             metrics["answer_nll"].update(nll[count > 0])  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import lightning as L
 import psutil
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from vlmkit.training.meters.flops import ModelFlops
 from vlmkit.training.meters.peak import Peak, peak_of
 from vlmkit.training.meters.timeline import OTHER, CudaClock, HostClock, Timeline
 from vlmkit.training.meters.work import Work, work_of
+from vlmkit.training.rank_groups import RankGroups
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,6 @@ class StepMeter(Callback):
         window: int = 50,
         warmup_steps: int = 3,
         peak_tflops: float | None = None,
-        ranks_per_batch: int = 1,
     ) -> None:
         """Keep the settings.
 
@@ -83,7 +85,6 @@ class StepMeter(Callback):
             window: steps that a mean is taken over.
             warmup_steps: first steps that no mean contains.
             peak_tflops: of one device, in 1e12 FLOP/s; None takes the data sheet's, or measures.
-            ranks_per_batch: ranks that share one batch (tensor, pipeline and context parallel).
         """
         super().__init__()
         if window < 1 or warmup_steps < 0:
@@ -91,7 +92,7 @@ class StepMeter(Callback):
                 f"window {window} must be positive, warmup_steps {warmup_steps} not negative"
             )
         self.warmup_steps, self.peak_tflops = warmup_steps, peak_tflops
-        self.ranks_per_batch = ranks_per_batch
+        self.sharing = (1, 1)
         self.peak: Peak | None = None
         self._flops: ModelFlops | None = None
         self._timeline: Timeline | None = None
@@ -103,6 +104,7 @@ class StepMeter(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Walk through the model, find the peak, start the clock."""
         device = trainer.strategy.root_device
+        self.sharing = sharing(trainer)
         model: Any = getattr(pl_module, "model", None)
         model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
         if isinstance(model, Qwen3VL):
@@ -180,7 +182,7 @@ class StepMeter(Callback):
         if not bool((rows[:, 0] > 0).all()):
             return  # on some rank no step beyond the warm-up has been timed
         metrics = {
-            **speeds(rows, self.ranks_per_batch, self.peak),
+            **speeds(rows, self.peak, *self.sharing),
             **shares([seconds for _, seconds in self._window]),
             **memory(trainer.strategy.root_device),
         }
@@ -205,13 +207,27 @@ def rank_row(
     return torch.tensor(means + steps, dtype=torch.float64)
 
 
-def speeds(rows: Tensor, ranks_per_batch: int, peak: Peak | None) -> dict[str, float]:
+def sharing(trainer: L.Trainer) -> tuple[int, int]:
+    """How many ranks are given the same samples, and how many of these count the same layers' FLOPs.
+
+    Stages of a pipeline share samples and count the layers that each of them has.
+    """
+    ranks = RankGroups.of(trainer)
+    per_batch = trainer.world_size // ranks.num_sample_ranks
+    stages = math.prod(dist.get_world_size(group) for group in ranks.stages)
+    return per_batch, per_batch // stages
+
+
+def speeds(
+    rows: Tensor, peak: Peak | None, ranks_per_batch: int = 1, ranks_per_layer: int = 1
+) -> dict[str, float]:
     """Throughput, MFU and balance.
 
     Args:
         rows: (ranks, n) of `rank_row`.
-        ranks_per_batch: ranks that were given the same batch.
         peak: of one device.
+        ranks_per_batch: ranks that were given the same batch.
+        ranks_per_layer: of these, ranks that count the same layers.
     """
     step_s, tokens, samples, flops = rows[:, 1:5].unbind(1)
     totals = {
@@ -220,7 +236,7 @@ def speeds(rows: Tensor, ranks_per_batch: int, peak: Peak | None) -> dict[str, f
         "train/step_s": step_s.max(),
     }
     if peak is not None:
-        totals["train/mfu"] = (flops / step_s).mean() / ranks_per_batch / (peak.tflops * 1e12)
+        totals["train/mfu"] = (flops / step_s).mean() / ranks_per_layer / (peak.tflops * 1e12)
     if len(rows) > 1:
         steps = rows[:, 5:].unflatten(1, (-1, 2))  # (ranks, steps, 2)
         uneven = (steps.amax(0) / steps.mean(0)).nan_to_num(nan=1.0).mean(0)  # no pictures: even

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vlmkit.errors import ConfigError
+from vlmkit.training.parallel.context_attention import (
+    AllGatherAttention,
+    ContextAttentionFactory,
+)
 
 AXES = ("pipeline", "replicate", "shard", "context", "tensor")
 """Axes of the mesh of all ranks, slowest first: tensor ranks are neighbours, pipeline stages far apart."""
@@ -28,6 +32,9 @@ class Layout:
         zero: what is divided over `shard` and `context` throughout a step (Rajbhandari et al., arXiv
             1910.02054). 0: nothing, which replicas alone can do; 1: moments, while weights and gradients
             are whole until the optimiser steps; 2: gradients too; 3: weights too, gathered layer by layer.
+        virtual_stages: stages of each `pipeline` rank. 1: 1F1B; more are interleaved, which shortens the time
+            in which ranks wait for each other.
+        context_attention: how `context` ranks attend to each other's tokens.
     """
 
     pipeline: int = 1
@@ -37,6 +44,10 @@ class Layout:
     tensor: int = 1
     expert: int = 1
     zero: int = 3
+    virtual_stages: int = 1
+    context_attention: ContextAttentionFactory = field(
+        default=AllGatherAttention, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be.
@@ -44,7 +55,7 @@ class Layout:
         Raises:
             ConfigError: names the field.
         """
-        for axis in (*AXES, "expert"):
+        for axis in (*AXES, "expert", "virtual_stages"):
             may_be_rest = axis in ("replicate", "shard")
             if (size := getattr(self, axis)) < 1 and not (may_be_rest and size == -1):
                 also = ", -1 takes all ranks that are left" if may_be_rest else ""

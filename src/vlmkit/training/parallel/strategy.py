@@ -71,6 +71,7 @@ class MeshStrategy(ModelParallelStrategy):
             averaged_over=meshes.tokens.size(),
             samples=meshes.samples.get_group(),
             parts=tuple(mesh.get_group() for mesh in parts if mesh.size() > 1),
+            stages=(meshes.dense["pipeline"].get_group(),) if meshes.layout.pipeline > 1 else (),
             share_samples=meshes.layout.world_size > meshes.samples.size(),
         )
 
@@ -125,7 +126,7 @@ class MeshStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """See `whole_optimizer_state`."""
-        return whole_optimizer_state(getattr(optimizer, "optimizer", optimizer))
+        return whole_optimizer_state(getattr(optimizer, "optimizer", optimizer), *self.ranks.stages)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
@@ -146,7 +147,7 @@ class MeshStrategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """See `load_whole_optimizer`."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            load_whole_optimizer(optimizer, state)
+            load_whole_optimizer(optimizer, state, *self.ranks.stages)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:

@@ -130,16 +130,22 @@ class VocabParallelCrossEntropy(CrossEntropy):
         )
         self.divided = kernel
 
-    def forward(self, hidden: Tensor, head_weight: Tensor, batch: VLMBatch) -> LossOutput:
-        """See `Loss.forward`; `head_weight` is a DTensor over the group, or this rank's rows."""
-        return super().forward(hidden, _own_rows(head_weight), batch)
+    def forward(
+        self,
+        hidden: Tensor,
+        head_weight: Tensor,
+        batch: VLMBatch,
+        weights: Tensor | None = None,
+    ) -> LossOutput:
+        """See `CrossEntropy.forward`; `head_weight` is a DTensor over the group, or this rank's rows."""
+        return super().forward(hidden, _own_rows(head_weight), batch, weights)
 
     @torch.no_grad()
     def score(self, hidden: Tensor, head_weight: Tensor, batch: VLMBatch) -> TokenScores:
         """See `Loss.score`; of equal logits the lowest token id counts as the most probable."""
         head = _own_rows(head_weight)
         rows, targets, sample_ids = self.scored(hidden, batch)
-        chunk = self._chunk(head)
+        chunk = self.chunk_for(head)
         nll, correct = [rows.new_zeros(0, dtype=torch.float32)], [targets.new_zeros(0).bool()]
         for row, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
             if not len(row):  # split of nothing is one empty piece
