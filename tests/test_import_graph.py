@@ -13,7 +13,9 @@ import vlmkit
 
 ROOT = Path(vlmkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-ENTRY_POINTS = {"train", "generate", "convert", "parity", "inspect", "stats", "recipe", "replay"}
+ENTRY_POINTS = {
+    *("train", "generate", "convert", "parity", "inspect", "stats", "recipe", "replay", "plan"),
+}
 NEVER = {  # folder -> what its files must not import
     "vision": (
         "language",

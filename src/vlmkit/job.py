@@ -49,6 +49,7 @@ NOT_HASHED = (
     "logger",
     "callbacks",
     "checkpointing",
+    *("gpu", "planning", "dry_run"),
 )
 """What may differ between a run and its continuation without being another experiment."""
 

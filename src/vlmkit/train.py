@@ -4,6 +4,7 @@ python -m vlmkit.train
 python -m vlmkit.train model=qwen3vl_8b fusion=deepstack
 python -m vlmkit.train -m fusion=none,deepstack position=chunked,interleaved
 python -m vlmkit.train run=<run folder>        # go on where it stopped
+python -m vlmkit.train dry_run=true            # what it would take, as vlmkit.plan
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from vlmkit.evaluation.plots import loss_curve, sample_sheet
 from vlmkit.evaluation.samples import answer_samples
 from vlmkit.job import TrainingJob, assemble, check_run_folder_is_shared, is_rank_zero
 from vlmkit.models.qwen3vl import Qwen3VL
+from vlmkit.plan import comparison, planned, show
 from vlmkit.runs import resumed_config
 from vlmkit.training.component_digests import RecordDigests, component_digests
 from vlmkit.training.lora import merge_lora
@@ -47,6 +49,9 @@ def main(config: DictConfig) -> float:
     if config.run is not None:
         changes = [text for text in job_overrides() if not text.startswith("run=")]
         config = resumed_config(config.run, changes)
+    if config.dry_run:
+        show(planned(config), config)
+        return float("nan")
     if is_single_run():  # a sweep names the folders of its jobs once
         check_run_folder_is_shared(config)
     if not is_rank_zero():  # what all ranks know, one of them says
@@ -86,6 +91,8 @@ def train(config: DictConfig) -> dict[str, float]:
         return found
     job = assemble(config, is_resumed=checkpoint is not None)
     describe(job)
+    if (compared := comparison(config, job.trainer)) is not None:
+        job.trainer.callbacks.append(compared)  # type: ignore[attr-defined]
     leads = job.trainer.is_global_zero
     first_step = checkpoint.step if checkpoint else 0
     if leads:

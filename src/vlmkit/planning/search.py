@@ -1,0 +1,100 @@
+"""All layouts of a number of ranks, from the fastest that fits to those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from vlmkit.errors import ConfigError
+from vlmkit.planning.planner import Plan, Planner
+from vlmkit.training.parallel.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Outcome of a search.
+
+    Attributes:
+        fitting: by tokens per second, the most first.
+        too_large: by how much they hold, the least first.
+        refused: why the model does not divide otherwise.
+    """
+
+    fitting: Sequence[Plan]
+    too_large: Sequence[Plan]
+    refused: Sequence[str]
+
+
+def search(
+    planner: Planner,
+    ranks: int,
+    *,
+    most_tensor: int = 8,
+    most_context: int = 16,
+    most_pipeline: int = 16,
+    most_expert: int = 64,
+) -> Found:
+    """Plan every layout of powers of two within the bounds.
+
+    Tensor ranks stay within a node. Pipeline stages go with shard and replicate alone, as the engine has it.
+    """
+    fitting: list[Plan] = []
+    large: list[Plan] = []
+    refused: list[str] = []
+    for layout in layouts(
+        ranks,
+        most_tensor=min(most_tensor, planner.device.devices_per_node),
+        most_context=most_context,
+        most_pipeline=most_pipeline,
+        most_expert=most_expert,
+        node=planner.device.devices_per_node,
+    ):
+        if layout.num_data_ranks * planner.rows_per_micro_batch > max(planner.rows_per_step, 1):
+            continue  # some data ranks would have nothing to do
+        try:
+            plan = planner.plan(layout)
+        except ConfigError as error:
+            refused.append(str(error))
+            continue
+        (fitting if plan.fits else large).append(plan)
+    return Found(
+        fitting=sorted(fitting, key=lambda plan: -plan.tokens_per_s),
+        too_large=sorted(large, key=lambda plan: plan.memory.total),
+        refused=sorted(set(refused)),
+    )
+
+
+def layouts(
+    ranks: int,
+    *,
+    most_tensor: int,
+    most_context: int,
+    most_pipeline: int,
+    most_expert: int,
+    node: int = 8,
+) -> Iterator[Layout]:
+    """Layouts of a number of ranks; what is left after the other axes is sharded, wholly or by node."""
+    if ranks == 1:
+        yield Layout(zero=0)
+        return
+    yield Layout(replicate=ranks, zero=0)
+    for pipeline, context, tensor in product(
+        _powers(most_pipeline), _powers(most_context), _powers(most_tensor)
+    ):
+        if ranks % (pipeline * context * tensor) or (pipeline > 1 and context * tensor > 1):
+            continue
+        data = ranks // (pipeline * context * tensor)
+        shards = {data, *(s for s in (1, node, 4 * node, 16 * node) if s < data and not data % s)}
+        for shard, zero in product(sorted(shards), (3, 2, 1)):
+            for expert in _powers(min(most_expert, shard * context)):
+                if (shard * context) % expert or (expert > 1 and pipeline * tensor > 1):
+                    continue
+                yield Layout(
+                    pipeline=pipeline, replicate=data // shard, shard=shard, context=context,
+                    tensor=tensor, expert=expert, zero=zero,
+                )  # fmt: skip
+
+
+def _powers(most: int) -> list[int]:
+    return [1 << i for i in range(max(most, 1).bit_length()) if 1 << i <= most]
