@@ -1,0 +1,33 @@
+"""Results of evaluations as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from vlmkit.evaluation.result import BenchmarkResult
+
+
+def results_table(results: Sequence[BenchmarkResult]) -> Table:
+    """One row per benchmark.
+
+    Score with its interval, score of guessing, questions, share of answers from which nothing could be
+    read, share of those that reached the longest allowed length.
+    """
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("benchmark", no_wrap=True)
+    for name in ("score", "95 %", "chance", "n", "unread", "cut off"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        score = result.score
+        table.add_row(
+            result.spec.benchmark,
+            f"{score.value:.3f}",
+            f"{score.low:.3f} - {score.high:.3f}",
+            "-" if result.chance is None else f"{result.chance:.3f}",
+            f"{score.n:,}",
+            f"{score.parse_failures:.1%}",
+            f"{result.cut_off:.1%}",
+        )
+    return table
