@@ -1,4 +1,4 @@
-"""A score says what it is a score of, an evaluation goes on where it stopped, nothing is credited by chance."""
+"""A score says what it is a score of, an evaluation goes on where it stopped, nothing is credited by luck."""
 
 from __future__ import annotations
 
