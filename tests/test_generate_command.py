@@ -61,6 +61,52 @@ def test_a_published_checkpoint_answers(
     assert not written.err
 
 
+def test_log_probabilities_are_printed(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"checkpoint={checkpoint}", "device=cpu", "prompt=Hi", "max_new_tokens=3"]
+    arguments += ["top_logprobs=2", 'stop=[never,"a, b"]', "stop_ids=[]", "prefill_tokens=4"]
+    arguments += ["sampling.repetition_penalty=1.5", "sampling.frequency_penalty=0.1"]
+    assert command(*arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "finish_reason: length"
+    head = next(i for i, line in enumerate(lines) if "log-probability" in line)
+    assert len(lines[head + 1 : -1]) == 3
+    assert all(line.count("-") >= 3 for line in lines[head + 1 : -1])
+
+
+def test_a_stop_string_ends_the_answer(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"checkpoint={checkpoint}", "device=cpu", "prompt=Hi", "max_new_tokens=12"]
+    arguments += ["stop_ids=[]"]
+    assert command(*arguments) == 0
+    whole = capsys.readouterr().out[:-1]
+    stop = whole[4:7]
+    assert command(*arguments, f"stop={stop}") == 0
+    assert capsys.readouterr().out == whole[: whole.index(stop)] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("max_new_tokens=0", "max_new_tokens must be a whole number from 1, got 0"),
+        ("stop=[1,2]", "stop must be a list of strings"),
+        ("stop_ids=abc", "stop_ids must be a list of token ids"),
+        ("top_logprobs=-1", "top_logprobs must be"),
+        ("prefill_tokens=0", "prefill_tokens must be"),
+        ("sampling.min_p=2", "min_p must lie in [0, 1], got 2"),
+        ("sampling.temperature=hot", "temperature must be a number, got 'hot'"),
+        ("sampling.repetition_penalty=0", "repetition_penalty must be above 0"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_loaded(
+    wrong: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(f"checkpoint={tmp_path / 'none'}", "prompt=Hi", wrong) == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["checkpoint", "run"])
 def test_an_unknown_dtype_is_explained(
     source: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]

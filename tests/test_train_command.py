@@ -117,7 +117,7 @@ def test_a_run_loads_and_answers(run, tmp_path):
         "sampling.temperature=1.0",
         "sampling.top_p=0.9",
         "sampling.top_k=50",
-        "prefill_chunk=16",
+        "prefill_tokens=16",
         cwd=tmp_path,
     )
     assert video.returncode == 0, video.stderr[-2000:]

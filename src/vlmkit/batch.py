@@ -133,6 +133,25 @@ class VisionInputs(Movable):
         """Visual tokens after merging."""
         return self.segments.num_tokens // self.merge_size**2
 
+    def frames(self, start: int, stop: int) -> VisionInputs:
+        """Temporal patches start .. stop - 1, counted over all images and videos."""
+        lengths = self.segments.lengths
+        first, last = sum(lengths[:start]), sum(lengths[:stop])
+        grids: list[Grid] = []
+        begin = 0
+        for time, rows, columns in self.grids:
+            inside = min(stop, begin + time) - max(start, begin)
+            if inside > 0:
+                grids.append((inside, rows, columns))
+            begin += time
+        return VisionInputs(
+            patches=self.patches[first:last],
+            grids=tuple(grids),
+            coords=self.coords[first:last],
+            segments=Segments.from_lengths(lengths[start:stop]).to(self.segments.cu_seqlens.device),
+            merge_size=self.merge_size,
+        )
+
 
 def patch_coordinates(grids: Sequence[Grid], merge_size: int) -> Tensor:
     """Row, column and grid extent of every patch, in merge-window order.

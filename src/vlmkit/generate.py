@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import vlmkit.threads  # isort: skip  # noqa: F401  (before torch)
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from tokenizers import Tokenizer
 
 from vlmkit.build import build, entry_point
@@ -29,27 +31,86 @@ from vlmkit.data.record import (
     VideoPart,
 )
 from vlmkit.errors import ConfigError
-from vlmkit.models.generation import Sampling, generate
+from vlmkit.models.generation import (
+    Budget,
+    Decoding,
+    Generated,
+    Request,
+    Sampling,
+    generate_text,
+)
 from vlmkit.models.qwen3vl import Qwen3VL
 
 
-@entry_point("generate", free_text=("prompt", "system", "image", "video"))
+@entry_point("generate", free_text=("prompt", "system", "image", "video", "stop"))
 def main(config: DictConfig) -> None:
     """Answer one prompt."""
-    sampling: Sampling = build(config.sampling)
+    decoding, budget = decoding_of(config), budget_of(config)
     conversation = conversation_of(config)
     model, processor = load(config)
-    prompt = collate_prompt(conversation, processor).to(next(model.parameters()).device)
-    tokens = generate(
-        model,
-        prompt,
-        max_new_tokens=config.max_new_tokens,
-        sampling=sampling,
-        prefill_chunk=config.prefill_chunk,
-    )
-    for text in stream_text(processor.tokenizer, tokens):
-        print(text, end="", flush=True)
-    print()
+    request = Request(prompt=collate_prompt(conversation, processor), decoding=decoding)
+    tokenizer = processor.tokenizer
+    for made in generate_text(model, request, tokenizer, prefill_tokens=budget.prefill_tokens):
+        if isinstance(made, str):
+            print(made, end="", flush=True)
+        else:
+            print()
+            print_logprobs(made, tokenizer)
+
+
+def decoding_of(config: DictConfig) -> Decoding:
+    """How the answer is made.
+
+    Raises:
+        ConfigError: a setting is out of range; names it.
+    """
+    sampling: Sampling = build(config.sampling)
+    try:
+        return Decoding(
+            max_new_tokens=config.max_new_tokens,
+            sampling=sampling,
+            stop=_sequence(config.stop) or (),
+            stop_ids=_sequence(config.stop_ids),
+            top_logprobs=config.top_logprobs,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _sequence(value: Any) -> Any:
+    """A list, or one value in place of a list of one."""
+    if OmegaConf.is_list(value):
+        return OmegaConf.to_container(value)
+    return value if value is None else [value]
+
+
+def budget_of(config: DictConfig) -> Budget:
+    """How much of the prompt is read at once.
+
+    Raises:
+        ConfigError: it is not a number of tokens.
+    """
+    try:
+        return Budget(max_rows=1, kv_tokens=None, prefill_tokens=config.prefill_tokens)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def print_logprobs(made: Generated, tokenizer: Tokenizer) -> None:
+    """One line per token, with the alternatives, if log-probabilities were asked for."""
+    if made.logprobs is None:
+        return
+    table = Table("token", "log-probability", "most probable", box=None)
+    for token, found in zip(made.token_ids, made.logprobs, strict=True):
+        top = ", ".join(f"{_shown(tokenizer, other)} {value:.3f}" for other, value in found.top)
+        table.add_row(*map(Text, (_shown(tokenizer, token), f"{found.logprob:.3f}", top)))
+    console = Console()
+    console.print(table)
+    console.print(f"finish_reason: {made.finish_reason}", highlight=False)
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    return repr(tokenizer.decode([token], skip_special_tokens=False))
 
 
 def conversation_of(config: DictConfig) -> Conversation:
@@ -91,21 +152,6 @@ def load(config: DictConfig) -> tuple[Qwen3VL, Processor]:
         return run.model.to(dtype), run.processor
     model = load_pretrained(config.checkpoint, dtype=dtype, device=device)
     return model.eval(), load_processor(config.checkpoint)
-
-
-def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """Decode as tokens arrive; a character of several tokens is held back until it is whole."""
-    seen: list[int] = []
-    written = 0
-    for token in tokens:
-        seen.append(token)
-        text = tokenizer.decode(seen, skip_special_tokens=True)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[written:]
-            written = len(text)
-    text = tokenizer.decode(seen, skip_special_tokens=True)
-    if text[written:]:
-        yield text[written:]
 
 
 def _paths(value: Any) -> list[Path]:

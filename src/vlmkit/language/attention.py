@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vlmkit.attention.base import Attention
 from vlmkit.batch import Segments
-from vlmkit.language.kv_cache import LayerCache
+from vlmkit.language.kv_cache import LayerPast
 from vlmkit.language.layers import RMSNorm
 from vlmkit.position.mrope import Rotary, apply_rotary
 
@@ -61,7 +61,7 @@ class GroupedQueryAttention(nn.Module):
         self.k_norm.reset_parameters()
 
     def forward(
-        self, x: Tensor, rotary: Rotary, segments: Segments, cache: LayerCache | None = None
+        self, x: Tensor, rotary: Rotary, segments: Segments, cache: LayerPast | None = None
     ) -> Tensor:
         """(batch, seq, dim) -> (batch, seq, dim), causal within each segment.
 

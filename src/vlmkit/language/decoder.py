@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vlmkit.attention.base import Attention
 from vlmkit.batch import Segments
 from vlmkit.language.attention import GroupedQueryAttention
-from vlmkit.language.kv_cache import KVCache, LayerCache
+from vlmkit.language.kv_cache import KVCache, LayerPast
 from vlmkit.language.layers import FeedForward, RMSNorm, RouterStats
 from vlmkit.position.mrope import Rotary
 
@@ -48,7 +48,7 @@ class DecoderLayer(nn.Module):
         rotary: Rotary,
         segments: Segments,
         padding_mask: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerPast | None = None,
     ) -> tuple[Tensor, RouterStats | None]:
         """(batch, seq, dim) -> (batch, seq, dim), and what the router did, if there is one."""
         hidden = hidden + self.attention(self.attention_norm(hidden), rotary, segments, cache)
@@ -137,8 +137,14 @@ class Decoder(nn.Module):
         """(..., dim), normalised -> (..., vocab)."""
         return F.linear(hidden, self.head_weight)
 
-    def new_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for `rows` sequences of at most `capacity` tokens."""
+    def new_cache(
+        self,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype | None = None,
+        slots: int | None = None,
+    ) -> KVCache:
+        """An empty cache for `rows` sequences of at most `capacity` tokens, with memory for `slots`."""
         weight = self.embedding.weight
         return KVCache(
             num_layers=self.num_layers,
@@ -148,4 +154,5 @@ class Decoder(nn.Module):
             head_dim=self.head_dim,
             dtype=dtype or weight.dtype,
             device=weight.device,
+            slots=slots,
         )

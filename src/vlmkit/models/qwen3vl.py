@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vlmkit.batch import VisionInputs, VisualTokens, VLMBatch
 from vlmkit.fusion.base import Fusion
 from vlmkit.language.decoder import Decoder
-from vlmkit.language.kv_cache import KVCache
+from vlmkit.language.kv_cache import Past
 from vlmkit.language.layers import RouterStats
 from vlmkit.position.mrope import MRoPE
 from vlmkit.sequence import SpecialTokens
@@ -132,7 +132,7 @@ class Qwen3VL(nn.Module):
         self,
         batch: VLMBatch,
         visual: VisualTokens | None = None,
-        cache: KVCache | None = None,
+        cache: Past | None = None,
         read_out: ReadOut | None = None,
     ) -> ModelOutput:
         """Hidden states after the final norm, and what `read_out` makes of them.
@@ -140,7 +140,7 @@ class Qwen3VL(nn.Module):
         Args:
             batch: packed rows.
             visual: encoded already, when a prompt is fed in pieces; None encodes `batch.vision`.
-            cache: past keys and values; rows are then one sequence each, without padding.
+            cache: past keys and values; of a `KVCache`, rows are one sequence each, without padding.
             read_out: applies the head. It runs in here since sharded weights are whole in here only.
         """
         if visual is None:

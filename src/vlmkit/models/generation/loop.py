@@ -1,20 +1,19 @@
-"""Decoding loops: a stream of tokens for one prompt, and whole answers for many."""
+"""Answers to one prompt as a stream, and to a few prompts together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
+from tokenizers import Tokenizer
 
 from vlmkit.batch import VLMBatch
-from vlmkit.models.generation.prefill import check_prompt, pack_prompts, prefill
-from vlmkit.models.generation.sampling import Sampling, row_generator
-from vlmkit.models.generation.step import DecodeStep
+from vlmkit.models.generation.engine import Budget, Engine
+from vlmkit.models.generation.prefill import check_prompt
+from vlmkit.models.generation.request import Decoding, Generated, Request
+from vlmkit.models.generation.sampling import Sampling
 from vlmkit.models.qwen3vl import Qwen3VL
 
 
-@torch.inference_mode()
 def generate(
     model: Qwen3VL,
     prompt: VLMBatch,
@@ -22,7 +21,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     stop_ids: Sequence[int] | None = None,
-    prefill_chunk: int | None = None,
+    prefill_tokens: int | None = None,
 ) -> Iterator[int]:
     """Continue one prompt, token by token as they are made.
 
@@ -32,32 +31,55 @@ def generate(
         max_new_tokens: at most so many tokens.
         sampling: how tokens are chosen; greedy by default.
         stop_ids: end the answer and are not yielded; the model's own by default.
-        prefill_chunk: feed the prompt in pieces of so many tokens; None feeds it at once.
+        prefill_tokens: feed the prompt in pieces of so many tokens; None feeds it at once.
 
     Yields:
         Token ids.
 
     Raises:
-        ValueError: the prompt is not a single sample.
+        ValueError: the prompt is not a single sample, or a setting is out of range.
     """
-    check_prompt(prompt)
-    sampling = sampling or Sampling()
-    stops = set(model.special_tokens.stop_ids if stop_ids is None else stop_ids)
-    generator = torch.Generator().manual_seed(sampling.seed)
-    cache = model.decoder.new_cache(1, prompt.input_ids.shape[1] + max_new_tokens)
-    hidden = prefill(model, prompt, cache, prefill_chunk)[:, -1]
-    step = DecodeStep(model, max_new_tokens)
-    positions = next_positions(prompt)
-    for made in range(max_new_tokens):
-        token = sampling.pick(step.logits(hidden)[0], generator)
-        if token in stops:
-            return
-        yield token
-        if made + 1 < max_new_tokens:
-            hidden = step(torch.tensor([token], device=hidden.device), positions + made, cache)
+    if max_new_tokens < 1:
+        return
+    engine = Engine(model, budget=_budget(1, prefill_tokens))
+    answer = engine.add(
+        Request(prompt=prompt, decoding=_decoding(max_new_tokens, sampling, stop_ids))
+    )
+    while not answer.finished:
+        known = len(answer.token_ids)
+        engine.step()
+        yield from answer.token_ids[known:]
 
 
-@torch.inference_mode()
+def generate_text(
+    model: Qwen3VL,
+    request: Request,
+    tokenizer: Tokenizer,
+    *,
+    prefill_tokens: int | None = None,
+) -> Iterator[str | Generated]:
+    """Answer one request, with text as soon as it is sure to stay.
+
+    Characters of several tokens come whole, and what may be the beginning of a stop string waits.
+
+    Args:
+        model: in evaluation mode.
+        request: the prompt and the settings.
+        tokenizer: decodes.
+        prefill_tokens: feed the prompt in pieces of so many tokens; None feeds it at once.
+
+    Yields:
+        Pieces of text, none of them empty, and at last the whole answer.
+    """
+    engine = Engine(model, tokenizer=tokenizer, budget=_budget(1, prefill_tokens), streams=True)
+    answer = engine.add(request)
+    while not answer.finished:
+        engine.step()
+        if new := answer.release_text():
+            yield new
+    yield answer.result()
+
+
 def generate_batch(
     model: Qwen3VL,
     prompts: Sequence[VLMBatch],
@@ -66,11 +88,11 @@ def generate_batch(
     sampling: Sampling | None = None,
     stop_ids: Sequence[int] | None = None,
     num_samples: int = 1,
+    prefill_tokens: int | None = None,
 ) -> list[list[int]]:
     """Continue many prompts together; each is read once, whatever the number of its samples.
 
-    Prompts are prefilled as segments of one line, with one call of the vision encoder. A row that has
-    stopped leaves the batch.
+    All are under way at once; `generate_many` bounds that, and takes settings for each.
 
     Args:
         model: in evaluation mode.
@@ -80,49 +102,42 @@ def generate_batch(
             of the seed and `i`, so it does not depend on its neighbours.
         stop_ids: end an answer and are not part of it; the model's own by default.
         num_samples: answers to each prompt.
+        prefill_tokens: feed the prompts in pieces of so many tokens; None feeds them at once.
 
     Returns:
         Token ids of the answers, those to one prompt next to each other.
 
     Raises:
-        ValueError: a prompt is not a single sample, or `num_samples` is below 1.
+        ValueError: a prompt is not a single sample, or a setting is out of range.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    rows = len(prompts) * num_samples
+    for prompt in prompts:
+        check_prompt(prompt)
     if not prompts or max_new_tokens < 1:
-        return [[] for _ in range(len(prompts) * num_samples)]
-    sampling = sampling or Sampling()
-    stops = set(model.special_tokens.stop_ids if stop_ids is None else stop_ids)
-    line = pack_prompts(prompts)
-    cache = model.decoder.new_cache(len(prompts), line.segments.max_length + max_new_tokens)
-    hidden = model(line, cache=cache).hidden[0, line.segments.cu_seqlens[1:] - 1]  # (prompts, dim)
-    positions = next_positions(line)
-    origin = [prompt for prompt in range(len(prompts)) for _ in range(num_samples)]
-    if num_samples > 1:
-        cache.select(origin)
-        hidden, positions = hidden[origin], positions[origin]
-
-    step = DecodeStep(model, max_new_tokens)
-    answers: list[list[int]] = [[] for _ in origin]
-    generators = [row_generator(sampling.seed, row) for row in range(len(origin))]
-    active = list(range(len(origin)))
-    for made in range(max_new_tokens):
-        logits = step.logits(hidden)
-        picked = sampling.pick_rows(logits, [generators[row] for row in active])
-        going = [i for i, token in enumerate(picked) if token not in stops]
-        for i in going:
-            answers[active[i]].append(picked[i])
-        if not going or made + 1 == max_new_tokens:
-            break
-        if len(going) < len(active):
-            cache.select(going)
-            active, positions = [active[i] for i in going], positions[going]
-        tokens = torch.tensor([picked[i] for i in going], device=hidden.device)
-        hidden = step(tokens, positions + made, cache)
-    return answers
+        return [[] for _ in range(rows)]
+    engine = Engine(model, budget=_budget(rows, prefill_tokens))
+    decoding = _decoding(max_new_tokens, sampling, stop_ids)
+    answers = [
+        engine.add(Request(prompt=prompt, decoding=decoding, sample=i * num_samples + j))
+        for i, prompt in enumerate(prompts)
+        for j in range(num_samples)
+    ]
+    while engine.running or engine.waiting:
+        engine.step()
+    return [answer.token_ids for answer in answers]
 
 
-def next_positions(line: VLMBatch) -> Tensor:
-    """(segments,) position of the token that follows each segment of a line."""
-    parts = line.position_ids[:, 0].split(line.segments.lengths, dim=-1)
-    return torch.stack([part.amax() for part in parts]) + 1
+def _decoding(
+    max_new_tokens: int, sampling: Sampling | None, stop_ids: Sequence[int] | None
+) -> Decoding:
+    return Decoding(
+        max_new_tokens=max_new_tokens,
+        sampling=sampling or Sampling(),
+        stop_ids=None if stop_ids is None else tuple(stop_ids),
+    )
+
+
+def _budget(rows: int, prefill_tokens: int | None) -> Budget:
+    return Budget(max_rows=rows, kv_tokens=None, prefill_tokens=prefill_tokens)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vlmkit.batch import VisualTokens, VLMBatch
 from vlmkit.errors import ConfigError
-from vlmkit.language.kv_cache import KVCache
+from vlmkit.language.kv_cache import Past
 from vlmkit.language.layers import RouterStats
 from vlmkit.language.moe import MixtureOfExperts
 from vlmkit.losses.base import Loss, TokenScores
@@ -127,7 +127,7 @@ class StagedQwen3VL(Qwen3VL):
         self,
         batch: VLMBatch,
         visual: VisualTokens | None = None,
-        cache: KVCache | None = None,
+        cache: Past | None = None,
         read_out: ReadOut | None = None,
         stage: int | None = None,
         hidden: Tensor | None = None,
