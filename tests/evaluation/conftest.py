@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from vlmkit.build import compose_config
 from vlmkit.data.processor import Processor
 from vlmkit.runs import build_processor
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

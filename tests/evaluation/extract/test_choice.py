@@ -87,4 +87,4 @@ def test_text_without_letters_of_options_names_none(text):
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("piece", ["A", "(A", "A or ", "\\boxed{", " ", "**", "answer is ", "1,"])
 def test_huge_texts_are_read_in_linear_time(piece):
-    letter_or_text(piece * 200_000, OPTIONS)
+    letter_or_text(piece * 50_000, OPTIONS)

@@ -11,7 +11,7 @@ _STATED = re.compile(
     r"|答案\s*(?:是|为|：|:)\s*",
     re.IGNORECASE,
 )
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACES = re.compile(r"\\((?:boxed|fbox)\s*\{)|\\.|[{}]")
 _AROUND = " \t\r\n*_`\"'“”‘’$"
 _NUMBER = re.compile(
     r"(?<![\w.,])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?"
@@ -37,16 +37,15 @@ def whole_text(text: str) -> str | None:
 
 def boxed(text: str) -> str | None:
     r"""What stands in the last `\boxed{}` that is closed."""
-    found = None
-    for match in _BOXED.finditer(text):
-        depth = 1
-        for end in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if not depth:
-                found = text[match.end() : end].strip()
-                break
-        else:
-            break  # an open box: nothing after it is closed either
+    open_at: list[int] = []  # where the inside of each open box begins; -1 for other braces
+    last, found = -1, None
+    for match in _BRACES.finditer(text):
+        if match[0] == "}" and open_at:
+            start = open_at.pop()
+            if start > last:
+                last, found = start, text[start : match.start()].strip()
+        elif match[1] or match[0] == "{":
+            open_at.append(match.end() if match[1] else -1)
     return found or None
 
 

@@ -266,13 +266,16 @@ class ScoredMetric(Metric, ABC):
 
     def per_sample(self) -> PerSample:
         """Scores of all ranks. Call it on every rank: it synchronises as `compute` does."""
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn,
-            should_sync=not self._is_synced,
-            should_unsync=not self._is_synced,
-        ):
-            table = self.table()
+        table = self.synced_table()
         return PerSample(table.keys, self.sample_scores(table), table.failed, table.groups)
+
+    def synced_table(self) -> Table:
+        """All samples of all ranks; to be called on every rank."""
+        alone = not self._is_synced
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=alone, should_unsync=alone
+        ):
+            return self.table()
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As torchmetrics does it; a rank without samples takes part with empty tensors.
