@@ -13,13 +13,13 @@ from scipy import stats
 
 from tests.training.ranks import run_on_ranks
 from vlmkit.evaluation.metrics.base import ScoredMetric, sample_key
-from vlmkit.evaluation.metrics.short_answer import ExactMatch
+from vlmkit.evaluation.metrics.short_answer import StatedMatch
 
 SAMPLES = [(f"answer {i % 3}", "answer 0", f"q{i}", f"picture {i // 4}") for i in range(37)]
 
 
 def filled(samples, **options) -> ScoredMetric:
-    metric = ExactMatch(**options)
+    metric = StatedMatch(**options)
     for prediction, target, key, group in samples:
         metric.update(prediction, target, key, group)
     return metric
@@ -37,7 +37,7 @@ def test_the_value_is_the_mean_and_failures_are_counted():
 
 def test_without_samples_there_is_no_value():
     with pytest.warns(UserWarning, match="before"):
-        result = ExactMatch().compute()
+        result = StatedMatch().compute()
     assert result.n == 0
     assert math.isnan(result.value)
     assert result.to_dict()["value"] is None
@@ -84,7 +84,7 @@ def test_keys():
 def test_states_survive_a_checkpoint_and_a_cast():
     metric = filled(SAMPLES)
     metric.persistent(True)
-    again = ExactMatch()
+    again = StatedMatch()
     again.persistent(True)
     again.load_state_dict(metric.state_dict())
     with pytest.warns(UserWarning, match="before"):  # it knows only updates of its own
@@ -120,5 +120,5 @@ def test_ranks_are_equal_to_one_process(tmp_path):
 
 
 def test_metrics_need_no_gradient_and_no_device():
-    assert not any(p.requires_grad for p in ExactMatch().parameters())
-    assert ExactMatch().to(torch.device("cpu")).device.type == "cpu"
+    assert not any(p.requires_grad for p in StatedMatch().parameters())
+    assert StatedMatch().to(torch.device("cpu")).device.type == "cpu"

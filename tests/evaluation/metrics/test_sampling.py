@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlmkit.evaluation.metrics.sampling import PassAtK, pass_at_k
-from vlmkit.evaluation.metrics.short_answer import ExactMatch
+from vlmkit.evaluation.metrics.short_answer import StatedMatch
 
 
 @pytest.mark.parametrize(("n", "correct"), [(6, 0), (6, 1), (6, 4), (6, 6), (5, 2)])
@@ -18,7 +18,7 @@ def test_pass_at_k_is_the_share_of_all_draws(n, correct):
 
 
 def test_a_hand_worked_table():
-    metric = PassAtK(ExactMatch(), ks=(1, 2))
+    metric = PassAtK(StatedMatch(), ks=(1, 2))
     given = {  # all truths are "a"
         "p": ["a", "A", "The answer is b", "<think>"],  # 2 of 4 right; a wins 2 : 1
         "q": ["b", "a", "c", "c"],  # c wins
@@ -38,7 +38,7 @@ def test_a_hand_worked_table():
 
 
 def test_too_few_samples_are_refused():
-    metric = PassAtK(ExactMatch(), ks=(2,))
+    metric = PassAtK(StatedMatch(), ks=(2,))
     metric.update("a", "a", 1, group="p")
     with pytest.raises(ValueError, match="fewer than pass@2"):
         metric.compute()

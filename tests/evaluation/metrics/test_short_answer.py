@@ -1,24 +1,27 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.text import edit_distance
 
+from vlmkit.evaluation.metrics import short_answer
 from vlmkit.evaluation.metrics.short_answer import (
     ANLS,
     Containment,
-    ExactMatch,
     HarnessANLS,
     LenientRelaxedAccuracy,
     MmmuOpen,
     RelaxedAccuracy,
     ShortAnswer,
+    StatedMatch,
 )
 
 EVERY = (
     *(ANLS(), HarnessANLS(), RelaxedAccuracy(), LenientRelaxedAccuracy()),
-    *(ExactMatch(), MmmuOpen(), Containment()),
+    *(StatedMatch(), MmmuOpen(), Containment()),
 )
 
 
@@ -87,8 +90,8 @@ def test_relaxed_accuracy_by_hand(said, answer, public, lenient):
 
 
 def test_exact_match_and_containment():
-    assert score(ExactMatch(), "The answer is Foo.", "foo") == 1
-    assert score(ExactMatch(), "fo", "foo") == 0
+    assert score(StatedMatch(), "The answer is Foo.", "foo") == 1
+    assert score(StatedMatch(), "fo", "foo") == 0
     assert score(Containment(), "It reads STOP\nHERE", "stop here") == 1
     assert score(Containment(without_spaces=True), "x ^ 2", "x^2") == 1
     assert score(Containment(without_spaces=True), "X^2", "x^2") == 0
@@ -117,6 +120,17 @@ def test_mmmu_open(text, answer, right):
 def test_nothing_crashes_and_scores_stay_in_bounds(text, answer):
     for metric in EVERY:
         assert 0 <= score(metric, text, answer) <= 1
+
+
+@given(st.text(alphabet="0123456789.,-eE+ x", max_size=30))
+def test_mmmu_numbers_are_those_of_the_published_patterns(text):
+    published = (
+        r"-?\b\d{1,3}(?:,\d{3})+\b",
+        r"-?\d+(?:\.\d+)?[eE][+-]?\d+",
+        r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
+    )
+    for ours, theirs in zip(short_answer._MMMU_NUMBERS, published, strict=True):
+        assert ours.findall(text) == re.findall(theirs, text)
 
 
 def test_a_sample_without_answers_is_refused():

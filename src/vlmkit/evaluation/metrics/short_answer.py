@@ -47,8 +47,8 @@ class ShortAnswer(ScoredMetric):
         raise NotImplementedError
 
 
-class ExactMatch(ShortAnswer):
-    """Equal but for case, white space, compatible Unicode forms and a full stop at the end."""
+class StatedMatch(ShortAnswer):
+    """What the answer states is the truth, but for case, white space, Unicode forms and a full stop."""
 
     def __init__(self, extract: Extractor = stated_or_whole, **options: Any) -> None:
         super().__init__(extract, **options)
@@ -196,10 +196,11 @@ class MmmuOpen(ShortAnswer):
 
 
 _SIGNS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
-_MMMU_NUMBERS = (
+_NOT_SIMPLE = r"(?![eE][+-]?\d+)(?![,\d])"
+_MMMU_NUMBERS = (  # a run of digits is tried from its first one only, or long runs would take for ever
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
-    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
-    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),
+    re.compile(r"(?:-|(?<!\d))\d+(?:\.\d+)?[eE][+-]?\d+"),
+    re.compile(rf"(?:(?:-|(?<!\d))(?:\d+\.\d+|\d+\b)|-?\.\d+){_NOT_SIMPLE}"),
 )
 
 
