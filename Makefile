@@ -9,6 +9,8 @@ MARKERS ?= not slow
 VENV := .venv
 BIN  := $(VENV)/bin
 UV   := $(BIN)/python -m uv
+# Compiled once: else every process compiles what it imports where PYTHONDONTWRITEBYTECODE is set.
+INSTALL := $(UV) pip install --compile-bytecode --python $(BIN)/python
 comma := ,
 
 .DEFAULT_GOAL := help
@@ -67,9 +69,9 @@ $(VENV)/.uv:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.uv
-	$(UV) pip install --python $(BIN)/python --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.uv
-	$(UV) pip install --python $(BIN)/python --editable '.[$*]'
+	$(INSTALL) --editable '.[$*]'
 	@touch $(VENV)/.installed $@

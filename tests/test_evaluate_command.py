@@ -9,7 +9,17 @@ import pytest
 
 from tests.commands import run_command
 from tests.untrained import save_run
+from vlmkit.data.quickstart.emoji import EmojiSet
+from vlmkit.data.quickstart.questions import Group
+from vlmkit.data.quickstart.sources import ClipSource, EmojiSource
 from vlmkit.evaluate import main
+from vlmkit.evaluation.answerer import ModelAnswerer
+from vlmkit.evaluation.decoding import Budget as EvalBudget
+from vlmkit.evaluation.decoding import Decoding
+from vlmkit.evaluation.question import SourceQuestions
+from vlmkit.evaluation.samples import answer
+from vlmkit.models.generation import Sampling
+from vlmkit.runs import load_run
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +43,27 @@ def test_a_run_is_evaluated_on_its_held_out_questions(run, capsys):
     before = {path: path.read_text() for path in run.rglob("responses.jsonl")}
     assert run_command(main, *arguments) == 0
     assert {path: path.read_text() for path in run.rglob("responses.jsonl")} == before
+
+
+def test_answers_are_those_to_each_question_alone(run):
+    loaded = load_run(run)
+    answerer = ModelAnswerer(loaded.model, loaded.processor, "tiny", batch_rows=3, window=4)
+    source = SourceQuestions(ClipSource("clip", 60, held_out=True, seed=1))
+    drawings = SourceQuestions(
+        EmojiSource(EmojiSet("held_out", ["noto"]), Group(), "group", 60), key="group"
+    )
+    questions = [*(source[i] for i in range(2)), *(drawings[i] for i in range(5))]
+    decoding = Decoding(max_new_tokens=4)
+    found = {r.key: r for r in answerer.answer(questions, decoding, EvalBudget())}
+    assert found.keys() == {question.key for question in questions}
+    for question in questions:
+        alone = answer(loaded.model, loaded.processor, question.conversation, 4)
+        assert found[question.key].texts == (alone,)
+    drawn = Decoding(max_new_tokens=4, samples=3, sampling=Sampling(temperature=2.0, seed=5))
+    several = {r.key: r.texts for r in answerer.answer(questions, drawn, EvalBudget())}
+    (again,) = answerer.answer(questions[3:4], drawn, EvalBudget())
+    assert several[again.key] == again.texts
+    assert len({text for texts in several.values() for text in texts}) > len(questions)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,8 +20,13 @@ from vlmkit.errors import ConfigError, DataError
 from vlmkit.evaluation.decoding import Budget, Decoding
 from vlmkit.evaluation.question import Question
 from vlmkit.evaluation.responses import Response
-from vlmkit.models.generation import generate_batch
+from vlmkit.models.generation import Answer, Engine, Generated, Request
+from vlmkit.models.generation import Budget as GenerationBudget
+from vlmkit.models.generation.engine import columns_for
 from vlmkit.models.qwen3vl import Qwen3VL
+
+DECODED_AHEAD = 8
+"""Questions whose pictures are decoded while others are answered."""
 
 
 class Answerer(Protocol):
@@ -54,8 +60,8 @@ class Answerer(Protocol):
 class ModelAnswerer:
     """A model in this process, with the processor that it was trained with.
 
-    Questions are laid out from the headers of their media, and answered in batches of like length; the
-    media of the next batch are decoded while one is answered.
+    Questions are laid out from the headers of their media, and answered the longest first, many at a time;
+    the media of the next ones are decoded meanwhile.
     """
 
     def __init__(
@@ -75,7 +81,7 @@ class ModelAnswerer:
             processor: the one of training.
             name: see `Answerer`.
             checkpoint: see `Answerer`.
-            batch_tokens: of prompts and answers that are in memory together; one question that is longer
+            batch_tokens: of prompts and answers that are in the cache together; one question that is longer
                 is answered alone.
             batch_rows: answers that are written together.
             window: questions that are laid out ahead, to find those of like length.
@@ -106,65 +112,65 @@ class ModelAnswerer:
     ) -> Iterator[Response]:
         """See `Answerer.answer`."""
         processor = budget.applied_to(self.processor)
-        with ThreadPoolExecutor(1) as decoder:
-            for questions_ahead in batched(questions, self.window):
-                planned: list[tuple[str, Plan]] = []
-                for question in questions_ahead:
-                    try:
-                        plan = processor.plan(question.conversation, for_generation=True)
-                        planned.append((question.key, plan))
-                    except DataError as error:
-                        yield _unanswered(question.key, error)
-                batches = list(self._batches(planned, decoding))
-                loading = [decoder.submit(_load, batch, processor) for batch in batches[:1]]
-                for i in range(len(batches)):
-                    if i + 1 < len(batches):
-                        loading.append(decoder.submit(_load, batches[i + 1], processor))
-                    prompts, failed = loading.pop(0).result()
-                    yield from failed
-                    yield from self._run(prompts, decoding)
+        for ahead in batched(questions, self.window):
+            planned: list[tuple[str, Plan]] = []
+            for question in ahead:
+                try:
+                    plan = processor.plan(question.conversation, for_generation=True)
+                    planned.append((question.key, plan))
+                except DataError as error:
+                    yield _unanswered(question.key, error)
+            # longest first, so that too little memory shows at once
+            planned.sort(key=lambda item: -item[1].num_tokens)
+            yield from self._answered(planned, decoding, processor)
 
-    def _batches(
-        self, planned: list[tuple[str, Plan]], decoding: Decoding
-    ) -> Iterator[list[tuple[str, Plan]]]:
-        """Longest first, so that too little memory shows at once."""
-        rows = max(self.batch_rows // decoding.samples, 1)
-        batch: list[tuple[str, Plan]] = []
-        longest = 0
-        for key, plan in sorted(planned, key=lambda item: -item[1].num_tokens):
-            longest = longest or plan.num_tokens + decoding.max_new_tokens
-            if batch and (
-                len(batch) == rows
-                or (len(batch) + 1) * decoding.samples * longest > self.batch_tokens
-            ):
-                yield batch
-                batch, longest = [], plan.num_tokens + decoding.max_new_tokens
-            batch.append((key, plan))
-        if batch:
-            yield batch
-
-    def _run(self, prompts: Mapping[str, VLMBatch], decoding: Decoding) -> Iterator[Response]:
-        if not prompts:
+    def _answered(
+        self, planned: list[tuple[str, Plan]], decoding: Decoding, processor: Processor
+    ) -> Iterator[Response]:
+        """Prompts take the places of those that are finished; the next ones are decoded meanwhile."""
+        if not planned:
             return
-        device = next(self.model.parameters()).device
-        answers = generate_batch(
-            self.model,
-            [prompt.to(device) for prompt in prompts.values()],
-            max_new_tokens=decoding.max_new_tokens,
-            sampling=decoding.sampling,
-            num_samples=decoding.samples,
+        longest = planned[0][1].num_tokens + decoding.max_new_tokens
+        room = GenerationBudget(
+            max_rows=max(self.batch_rows, decoding.samples),
+            kv_tokens=max(self.batch_tokens, columns_for(decoding.samples, longest)),
         )
-        for i, (key, prompt) in enumerate(prompts.items()):
-            own = answers[i * decoding.samples : (i + 1) * decoding.samples]
-            texts = [self.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in own]
-            finish = ["length" if len(ids) == decoding.max_new_tokens else "stop" for ids in own]
-            yield Response(
-                key=key,
-                texts=tuple(texts),
-                finish=tuple(finish),
-                prompt_tokens=prompt.input_ids.shape[1],
-                new_tokens=sum(map(len, own)),
-            )
+        engine = Engine(self.model, tokenizer=processor.tokenizer, budget=room)
+        device = next(self.model.parameters()).device
+        wanted: dict[Answer, str] = {}
+        texts: dict[str, list[Generated | None]] = {}
+        lengths: dict[str, int] = {}
+        with ThreadPoolExecutor(1) as decoder:
+            loads = (decoder.submit(_load, key, plan, processor) for key, plan in planned)
+            loading = deque(islice(loads, DECODED_AHEAD))
+            while loading or wanted:
+                while loading and engine.waiting + engine.running < room.max_rows:
+                    key, prompt = loading.popleft().result()
+                    loading.extend(islice(loads, 1))
+                    if isinstance(prompt, DataError):
+                        yield _unanswered(key, prompt)
+                        continue
+                    own = decoding.of_question(key)
+                    request = Request(prompt=prompt.to(device), decoding=own)
+                    lengths[key] = request.prompt_tokens
+                    texts[key] = [None] * decoding.samples
+                    for sample in request.samples(decoding.samples):
+                        wanted[engine.add(sample)] = key
+                for answer in engine.step():
+                    if not answer.finished:
+                        continue
+                    key = wanted.pop(answer)
+                    texts[key][answer.request.sample] = answer.result()
+                    done = [text for text in texts[key] if text is not None]
+                    if len(done) == decoding.samples:
+                        del texts[key]
+                        yield Response(
+                            key=key,
+                            texts=tuple(text.text or "" for text in done),
+                            finish=tuple(str(text.finish_reason) for text in done),
+                            prompt_tokens=lengths.pop(key),
+                            new_tokens=sum(len(text.token_ids) for text in done),
+                        )
 
 
 def batched(items: Iterable[Question], size: int) -> Iterator[list[Question]]:
@@ -174,22 +180,17 @@ def batched(items: Iterable[Question], size: int) -> Iterator[list[Question]]:
         yield found
 
 
-def _load(
-    batch: list[tuple[str, Plan]], processor: Processor
-) -> tuple[dict[str, VLMBatch], list[Response]]:
-    """Decode the media of a batch, in a thread of its own."""
-    prompts: dict[str, VLMBatch] = {}
-    failed = []
-    for key, plan in batch:
-        try:
-            prompts[key] = collate(
-                [[plan.load()]],
-                pad_id=processor.special_tokens.pad_id,
-                merge_size=processor.image.merge_size,
-            )
-        except DataError as error:
-            failed.append(_unanswered(key, error))
-    return prompts, failed
+def _load(key: str, plan: Plan, processor: Processor) -> tuple[str, VLMBatch | DataError]:
+    """Decode the media of a question, in a thread of its own."""
+    try:
+        prompt = collate(
+            [[plan.load()]],
+            pad_id=processor.special_tokens.pad_id,
+            merge_size=processor.image.merge_size,
+        )
+    except DataError as error:
+        return key, error
+    return key, prompt
 
 
 def _unanswered(key: str, error: DataError) -> Response:

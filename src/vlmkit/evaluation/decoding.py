@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vlmkit.data.processor import Processor
 from vlmkit.errors import ConfigError
+from vlmkit.models import generation
 from vlmkit.models.generation import Sampling
 
 
@@ -17,7 +19,8 @@ class Decoding:
 
     Attributes:
         max_new_tokens: of an answer; one that reaches it is counted as cut off.
-        sampling: greedy by default; of answer i to a question, the seed is the sampling's plus i.
+        sampling: greedy by default; each question and each sample has a stream of draws of its own, made of
+            the seed, the question's key and the sample's number.
         samples: answers to each question.
         stop: strings that end an answer and are no part of it.
     """
@@ -42,6 +45,14 @@ class Decoding:
                 f"decoding.samples={self.samples} with decoding.sampling.temperature=0: greedy answers "
                 "are all the same; take one sample, or a temperature"
             )
+
+    def of_question(self, key: str) -> generation.Decoding:
+        """How one question is answered, whatever stands beside it."""
+        digest = hashlib.blake2b(f"{self.sampling.seed} {key}".encode(), digest_size=4).digest()
+        sampling = replace(self.sampling, seed=int.from_bytes(digest, "little"))
+        return generation.Decoding(
+            max_new_tokens=self.max_new_tokens, sampling=sampling, stop=self.stop
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
