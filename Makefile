@@ -33,7 +33,7 @@ quickstart: $(VENV)/.installed ## set up, then train the small default model on 
 
 # One thread per worker: two workers with a thread per core each would fight over the cores.
 test: $(VENV)/.installed-test ## set up, then run the tests
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE= \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(MARKERS)" $(ARGS)
 
 lint: $(VENV)/.installed-lint ## check style and types
