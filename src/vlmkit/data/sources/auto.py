@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vlmkit.data.sources.files import Paths, matched_files
 from vlmkit.data.sources.jsonl import JsonlTable
@@ -10,6 +11,7 @@ from vlmkit.data.sources.parquet import ParquetTable
 from vlmkit.data.sources.table import Table
 from vlmkit.data.sources.tar import TarTable
 from vlmkit.data.sources.text import TextTable
+from vlmkit.data.sources.tsv import TsvTable
 from vlmkit.errors import ConfigError
 
 TABLES: dict[str, Callable[[Paths], Table]] = {
@@ -19,6 +21,8 @@ TABLES: dict[str, Callable[[Paths], Table]] = {
     ".parquet": ParquetTable,
     ".tar": TarTable,
     ".txt": TextTable,
+    ".tsv": TsvTable,
+    ".csv": partial(TsvTable, delimiter=","),
 }
 
 

@@ -121,6 +121,10 @@ class Node:
         except (ValueError, RecursionError) as error:
             raise self.error(f"it is text that is not JSON ({error})", "mend it") from error
 
+    def replaced(self, value: Any) -> Node:
+        """The same place with another value, such as what its text stands for."""
+        return Node(value, self._parent, self._step)
+
     def only(self, *known: str, ignored: Collection[str] = ()) -> None:
         """Refuse keys that nobody would look at.
 
