@@ -24,8 +24,8 @@ def by_hand(moe: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
         probability = (moe.router.weight.double() @ token).softmax(-1)
         weights, experts = probability.topk(moe.num_active)
         for weight, expert in zip(weights / weights.sum(), experts, strict=True):
-            gate, up = (token @ moe.gate_up_proj[expert].double()).chunk(2)
-            out[i] += weight * ((F.silu(gate) * up) @ moe.down_proj[expert].double())
+            gate, up = (token @ moe.experts.gate_up_proj[expert].double()).chunk(2)
+            out[i] += weight * ((F.silu(gate) * up) @ moe.experts.down_proj[expert].double())
     return out
 
 

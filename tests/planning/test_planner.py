@@ -54,11 +54,14 @@ def test_the_state_of_235b_is_what_one_can_reckon():
     # each unit is gathered twice in each of two micro-batches, in bfloat16; of experts a quarter
     experts = 94 * 128 * 3 * 4096 * 1536
     (gathers,) = [t for t in plan.traffic if t.axis == "shard" and t.kind == "all-gather"]
-    assert gathers.payload == pytest.approx(4 * 2 * (parameters - experts + experts / 4))
+    assert gathers.payload == pytest.approx(4 * 2 * (parameters - experts))
     assert gathers.calls == 4 * (94 + 27 + 2)
+    (gathers,) = [t for t in plan.traffic if t.axis == "expert_shard" and t.kind == "all-gather"]
+    assert gathers.payload == pytest.approx(4 * 2 * experts / 4)
+    assert (gathers.calls, gathers.ranks) == (4 * 94, 64)
     # tokens go to their experts and back, forward and backward: 8 of them each, 8192 tokens a row
     (exchange,) = [t for t in plan.traffic if t.axis == "expert"]
-    assert exchange.payload == 2 * 94 * 4 * 8192 * 8 * 4096 * 2
+    assert exchange.payload == 2 * 94 * (4 * 8192 * 8 * 4096 * 2 + 128 * 4)  # and their numbers
     assert plan.flops.forward["experts"] == 2 * 8192 * 94 * 8 * 3 * 4096 * 1536
 
 
@@ -93,9 +96,9 @@ def test_all_layouts_of_a_search_have_its_ranks():
 
 def test_what_does_not_divide_is_refused():
     planner = planner_for(config_of("qwen3vl_235b_a22b"))
-    with pytest.raises(ConfigError, match=r"parallel.tensor=8 does not divide num_kv_heads=4"):
+    with pytest.raises(ConfigError, match=r"parallel.tensor=8 must divide language num_kv_heads=4"):
         planner.plan(Layout(tensor=8))
-    with pytest.raises(ConfigError, match=r"parallel.expert=3 does not divide 128 experts"):
+    with pytest.raises(ConfigError, match=r"parallel.expert=3 must divide num_experts=128"):
         planner.plan(Layout(shard=3, expert=3))
     with pytest.raises(ConfigError, match=r"gpu.achievable is 1.5"):
         Device(**{**vars(CPU), "achievable": 1.5})

@@ -79,7 +79,7 @@ def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw(size):
         assert name in adamw
     assert not any("norm" in name or name.endswith("bias") for name in muon)
     if size.endswith("moe"):
-        assert "decoder.layers.0.feed_forward.gate_up_proj" in muon
+        assert "decoder.layers.0.feed_forward.experts.gate_up_proj" in muon
         assert "decoder.layers.0.feed_forward.router.weight" in adamw
 
 

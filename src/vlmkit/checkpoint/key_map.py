@@ -76,12 +76,12 @@ PAIRS: tuple[KeyPair, ...] = (
     KeyPair(_LAYER + ".mlp.gate.weight", _OUR_LAYER + ".feed_forward.router.weight"),
     KeyPair(
         _LAYER + ".mlp.experts.gate_up_proj",
-        _OUR_LAYER + ".feed_forward.gate_up_proj",
+        _OUR_LAYER + ".feed_forward.experts.gate_up_proj",
         maybe_transposed=True,
     ),
     KeyPair(
         _LAYER + ".mlp.experts.down_proj",
-        _OUR_LAYER + ".feed_forward.down_proj",
+        _OUR_LAYER + ".feed_forward.experts.down_proj",
         maybe_transposed=True,
     ),
     KeyPair(_TEXT + ".norm.weight", "decoder.norm.weight"),

@@ -127,7 +127,7 @@ def _swiglu(part: SwiGLU) -> Config:
 
 
 def _experts(part: MixtureOfExperts) -> Config:
-    expert_dim = part.down_proj.shape[1]
+    expert_dim = part.experts.down_proj.shape[1]
     return {
         "intermediate_size": part.num_active
         * expert_dim,  # required, and unused without dense layers

@@ -62,8 +62,8 @@ class Qwen3VL(nn.Module):
         "experts": (
             "decoder.layers.*.feed_forward.*gate_up_proj",
             "decoder.layers.*.feed_forward.*down_proj",
-            "decoder.layers.*.feed_forward.lora_*",
-            "decoder.layers.*.feed_forward.base_layer.lora_*",
+            "decoder.layers.*.feed_forward.experts.lora_*",
+            "decoder.layers.*.feed_forward.experts.base_layer.lora_*",
         ),
         "decoder": ("decoder.layers.*", "decoder.norm.*"),
         "head": ("decoder.head.*",),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from torch import nn
+
+from vlmkit.language.moe import MixtureOfExperts
 from vlmkit.planning.device import Device
 from vlmkit.planning.memory import Divided
 from vlmkit.planning.parts import Part
@@ -59,7 +62,7 @@ class Communication:
         """Of a rank with these parts."""
         found = [
             *self._weights(line), *self._tensor(line), *self._context(line), *self._experts(line),
-            *self._pipeline(),
+            *self._pipeline(line),
         ]  # fmt: skip
         return [traffic for traffic in found if traffic.calls]
 
@@ -94,33 +97,50 @@ class Communication:
         units = sum(part.is_unit for part in line) + 1
         trained_units = sum(part.is_unit and n > 0 for part, n in zip(line, trained, strict=True))
         trained_units += any(n and not part.is_unit for part, n in zip(line, trained, strict=True))
-        ranks = layout.shard * layout.context
-        # of experts, ranks // expert hold one copy: a shorter ring for the same bytes
-        numel = sum(part.numel for part in line if part.owns_weights)
+        # experts are a unit of their own where they do not live as all weights do
+        has_own = layout.expert * layout.tensor > 1
+        experts = float(sum(part.experts for part in line)) if has_own else 0.0
+        experts_trained = float(sum(
+            n for part in line for name, n in part.trained.items()
+            if has_own and name in part.expert_names
+        ))  # fmt: skip
+        numel = float(sum(part.numel for part in line if part.owns_weights)) - experts
         numel_trained = sum(
             n for part in line for name, n in part.trained.items()
             if part.owns_weights or not name.startswith("head.")
-        )  # fmt: skip
+        ) - experts_trained  # fmt: skip
+        mixtures = sum(part.experts > 0 for part in line) if has_own else 0
+        mixtures_trained = mixtures if experts_trained else 0
         gathers = 2 * self.micro_batches if layout.zero == 3 else 1
         reduces = 1 if layout.zero == 1 else self.micro_batches
         found = []
-        if ranks > 1:
-            found = [
-                self._traffic(
-                    "shard", "all-gather", gathers * units,
-                    gathers * numel * divided.used_bytes, ranks, stride, True,
-                ),
-                self._traffic(
-                    "shard", "reduce-scatter", reduces * trained_units,
-                    reduces * numel_trained * divided.reduced_bytes, ranks, stride, True,
-                ),
-            ]  # fmt: skip
-        if layout.replicate > 1:
-            found.append(self._traffic(
-                "replicate", "all-reduce", trained_units,
-                numel_trained * divided.reduced_bytes / ranks, layout.replicate,
-                stride * ranks, True,
-            ))  # fmt: skip
+        for axis, ranks, stride, count, count_trained, numbers, numbers_trained in (
+            (
+                "shard", layout.shard * layout.context, layout.tensor, units, trained_units,
+                numel, numel_trained,
+            ),
+            (
+                "expert_shard", layout.expert_shard, layout.expert, mixtures, mixtures_trained,
+                experts, experts_trained,
+            ),
+        ):  # fmt: skip
+            if ranks > 1:
+                found += [
+                    self._traffic(
+                        axis, "all-gather", gathers * count,
+                        gathers * numbers * divided.used_bytes, ranks, stride, True,
+                    ),
+                    self._traffic(
+                        axis, "reduce-scatter", reduces * count_trained,
+                        reduces * numbers_trained * divided.reduced_bytes, ranks, stride, True,
+                    ),
+                ]  # fmt: skip
+            if layout.replicate > 1:
+                found.append(self._traffic(
+                    "replicate", "all-reduce", count_trained,
+                    numbers_trained * divided.reduced_bytes / ranks, layout.replicate,
+                    stride * ranks, True,
+                ))  # fmt: skip
         return found
 
     def _hidden(self) -> float:
@@ -145,9 +165,15 @@ class Communication:
         for part in line:
             backward = int(part.input_grad or bool(part.trained))
             if part.kind == "decoder":
-                # tokens are gathered and scattered twice forward, and twice backward
-                add("all-gather", 2 + 2 * backward, hidden)
-                add("reduce-scatter", 2 + 2 * backward, hidden)
+                # tokens are gathered and scattered around attention and matrices, forward and backward
+                mixture = _mixture(part)
+                times = 1 if mixture is not None else 2
+                add("all-gather", times * (1 + backward), hidden)
+                add("reduce-scatter", times * (1 + backward), hidden)
+                if mixture is not None:  # statistics; and the router, which sees own tokens
+                    add("all-reduce", 1, (2 * part.num_experts + 1) * 4)
+                    trained = part.trained.get("feed_forward.router.weight", 0)
+                    add("all-reduce", int(trained > 0), trained * width)
                 for gain in ("attention_norm", "feed_forward_norm"):
                     add("all-reduce", int(f"{gain}.weight" in part.trained), dims["hidden"] * width)
                 for gain in ("q_norm", "k_norm"):
@@ -190,44 +216,62 @@ class Communication:
         layout = self.divided.layout
         if layout.context == 1:
             return []
-        layers = [part for part in line if part.kind == "decoder"]
-        width = sum(2 * _kv_width(part) for part in layers)
-        payload = width * self.runs.tokens * layout.context
-        payload *= self.divided.precision.compute.itemsize * self.micro_batches
-        calls, stride = len(layers) * self.micro_batches, layout.tensor
+        # a class, or a partial of one
+        attend: Any = getattr(layout.context_attention, "func", layout.context_attention)
+        found: dict[Kind, tuple[int, float]] = {}
+        width = self.divided.precision.compute.itemsize
+        for part in line:
+            if part.kind != "decoder":
+                continue
+            attention = part.module.get_submodule("attention")
+            widths = _out_features(attention, "q_proj"), _out_features(attention, "k_proj")
+            backward = part.input_grad or bool(part.trained)
+            for kind, numbers in attend.exchange(*widths, layout.context, backward):
+                calls, payload = found.get(kind, (0, 0.0))
+                found[kind] = calls + 1, payload + numbers * self.runs.tokens * width
+        times = self.micro_batches
         return [
-            self._traffic("context", "all-gather", calls, payload, layout.context, stride, False),
             self._traffic(
-                "context", "reduce-scatter", calls, payload, layout.context, stride, False
-            ),
-        ]
+                "context", kind, calls * times, payload * times, layout.context, layout.tensor, False
+            )
+            for kind, (calls, payload) in found.items()
+        ]  # fmt: skip
 
     def _experts(self, line: Sequence[Part]) -> list[Traffic]:
+        """Of even routing: each rank is sent as much as it sends."""
         layout = self.divided.layout
         if layout.expert == 1:
             return []
-        active = sum(getattr(_mixture(part), "num_active", 0) for part in line)
-        layers = sum(_mixture(part) is not None for part in line) * self.micro_batches
-        payload = 4 * active * self._hidden() * self.micro_batches
-        ranks, stride = layout.expert, layout.tensor
-        return [self._traffic("expert", "all-to-all", 4 * layers, payload, ranks, stride, False)]
+        calls, payload = 0, 0.0
+        for part in line:
+            if (mixture := _mixture(part)) is None:
+                continue
+            passes = 2 if part.input_grad or part.trained else 1
+            # rows go and come; before that, how many
+            calls += 2 * passes + 1
+            payload += 2 * passes * mixture.num_active * self._hidden() / layout.tensor
+            payload += part.num_experts * 4
+        calls, payload = calls * self.micro_batches, payload * self.micro_batches
+        return [self._traffic("expert", "all-to-all", calls, payload, layout.expert, 1, False)]
 
-    def _pipeline(self) -> list[Traffic]:
+    def _pipeline(self, line: Sequence[Part]) -> list[Traffic]:
         layout = self.divided.layout
         if layout.pipeline == 1:
             return []
-        calls = 2 * self.micro_batches * layout.virtual_stages
+        # each stage sends hidden states on and their gradients back, but for those at the ends
+        kinds = {part.kind for part in line}
+        ends = int("embedding" in kinds) + int("loss" in kinds)
+        calls = self.micro_batches * (2 * layout.virtual_stages - ends)
         return [self._traffic(
             "pipeline", "send", calls, calls * self._hidden() / layout.tensor, 2,
             layout.world_size // layout.pipeline, True,
         )]  # fmt: skip
 
 
-def _kv_width(part: Part) -> int:
-    projection = part.module.get_submodule("attention.k_proj")
-    return int(getattr(projection, "out_features", 0))
+def _out_features(module: nn.Module, name: str) -> int:
+    return int(getattr(module.get_submodule(name), "out_features", 0))
 
 
-def _mixture(part: Part) -> object | None:
+def _mixture(part: Part) -> MixtureOfExperts | None:
     found = dict(part.module.named_children()).get("feed_forward")
-    return found if hasattr(found, "num_active") else None
+    return found if isinstance(found, MixtureOfExperts) else None

@@ -47,17 +47,17 @@ class Divided:
 
     def parts(self, part: Part, name: str | None = None) -> int:
         """Ranks that share a parameter of a part; None: a dense one."""
-        ranks = self.layout.shard * self.layout.context
         if not self.is_mesh:
             return 1
-        return ranks // self.layout.expert if name in part.expert_names else ranks
+        is_expert = name in part.expert_names
+        return self.layout.expert_shard if is_expert else self.layout.shard * self.layout.context
 
     def own(self, part: Part) -> float:
         """Parameters of a part that the rank keeps."""
         if not part.owns_weights:
             return part.dense - _tied(part)
-        whole = self.parts(part)
-        return part.dense / whole + part.experts / (whole // self.layout.expert)
+        experts = self.layout.expert_shard if self.is_mesh else 1
+        return part.dense / self.parts(part) + part.experts / experts
 
     @property
     def used_bytes(self) -> int:

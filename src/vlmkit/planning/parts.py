@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlmkit.language.attention import GroupedQueryAttention
-from vlmkit.language.layers import SwiGLU
-from vlmkit.language.moe import MixtureOfExperts
+from vlmkit.language.layers import RouterStats, SwiGLU
+from vlmkit.language.moe import Experts, MixtureOfExperts
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.blocks import decoder_layers, vision_blocks
 from vlmkit.training.parallel.layout import Layout
+from vlmkit.training.parallel.pipeline_stage import split_layers
 from vlmkit.vision.merger import PatchMerger
 from vlmkit.vision.siglip2 import VisionAttention, VisionMLP
 
@@ -38,6 +40,7 @@ class Part:
         owns_weights: False: the head of a tied model, whose weight is the embedding's.
         signature: equal for parts of which one trace will do.
         index: of a decoder layer.
+        num_experts: of the layer, on all ranks together.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Part:
     owns_weights: bool
     signature: tuple[object, ...]
     index: int = 0
+    num_experts: int = 0
 
     @property
     def prefix(self) -> str:
@@ -115,6 +119,9 @@ def parts_of(model: Qwen3VL, layout: Layout) -> list[Part]:
                 input_grad=grad,
                 is_unit=is_unit,
                 index=index,
+                num_experts=sum(
+                    m.num_experts for m in module.modules() if isinstance(m, MixtureOfExperts)
+                ),
                 dense=sum(n for key, n in numbers.items() if key not in experts),
                 experts=sum(n for key, n in numbers.items() if key in experts) // layout.expert,
                 trained={
@@ -149,6 +156,27 @@ def parts_of(model: Qwen3VL, layout: Layout) -> list[Part]:
     return line
 
 
+def stages_of_line(line: Sequence[Part], layout: Layout, model: Qwen3VL) -> list[list[Part]]:
+    """Parts of each pipeline rank."""
+    if layout.pipeline == 1:
+        return [list(line)]
+    ranges = split_layers(
+        model.decoder.num_layers,
+        layout.pipeline * layout.virtual_stages,
+        max(model.fusion.receiving_layers, default=-1) + 1,
+    )
+    stages: list[list[Part]] = [[] for _ in range(layout.pipeline)]
+    for part in line:
+        stage = 0
+        if part.kind == "decoder":
+            at = next(i for i, layers in enumerate(ranges) if part.index in layers)
+            stage = at % layout.pipeline
+        elif part.kind == "loss":
+            stage = layout.pipeline - 1
+        stages[stage].append(part)
+    return stages
+
+
 def divided(module: nn.Module, tensor: int) -> nn.Module:
     """A copy with the matrices of one tensor rank, as `parallel.tensor` divides them."""
     small = copy.deepcopy(module)
@@ -162,11 +190,26 @@ def divided(module: nn.Module, tensor: int) -> nn.Module:
             part.num_kv_heads = max(part.num_kv_heads // tensor, 1)
         elif isinstance(part, VisionAttention):
             part.num_heads //= tensor
+        elif isinstance(part, MixtureOfExperts):
+            part.__class__ = OwnTokensMixture
+            part.tensor = tensor  # type: ignore[assignment]
         elif isinstance(part, nn.Embedding) and (part is small or isinstance(small, Head)):
             trained = part.weight.requires_grad
             rows = part.num_embeddings // tensor
             part.weight = nn.Parameter(part.weight[:rows].detach(), requires_grad=trained)
     return small
+
+
+class OwnTokensMixture(MixtureOfExperts):
+    """As tensor ranks run it: on their own tokens; of the others' there is nothing to keep."""
+
+    tensor: int
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, RouterStats]:
+        """See `FeedForward.forward`."""
+        others = x.shape[1] - x.shape[1] // self.tensor
+        out, stats = super().forward(x[:, others:], None)
+        return F.pad(out, (0, 0, others, 0)), stats
 
 
 def with_fewer_experts(module: nn.Module, expert: int) -> nn.Module:
@@ -176,11 +219,11 @@ def with_fewer_experts(module: nn.Module, expert: int) -> nn.Module:
         if isinstance(part, MixtureOfExperts):
             part.num_experts = max(part.num_experts // expert, part.num_active)
             for name in ("gate_up_proj", "down_proj"):
-                whole = getattr(part, name)
+                whole = getattr(part.experts, name)
                 few = nn.Parameter(
                     whole[: part.num_experts].detach(), requires_grad=whole.requires_grad
                 )
-                setattr(part, name, few)
+                setattr(part.experts, name, few)
             router = part.router
             _cut(router, router.out_features // part.num_experts, 1)
     return small
@@ -217,6 +260,6 @@ def _cut(linear: nn.Linear, out_parts: int, in_parts: int) -> None:
 def expert_names(module: nn.Module) -> Iterator[str]:
     """Parameters that are divided over `parallel.expert`."""
     for name, part in module.named_modules():
-        if isinstance(part, MixtureOfExperts):
+        if isinstance(part, Experts):
             for own in ("gate_up_proj", "down_proj"):
                 yield f"{name}.{own}" if name else own

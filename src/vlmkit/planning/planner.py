@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmkit.errors import ConfigError
 from vlmkit.losses.base import Loss
 from vlmkit.losses.chunks import BYTES_PER_LOGIT, FEWEST, MOST, SHARE
 from vlmkit.models.qwen3vl import Qwen3VL
@@ -19,13 +18,13 @@ from vlmkit.planning.communication import Communication, Traffic
 from vlmkit.planning.device import Device
 from vlmkit.planning.memory import Divided, Memory, Timeline
 from vlmkit.planning.micro_batch import MicroBatch
-from vlmkit.planning.parts import Part, parts_of
+from vlmkit.planning.parts import Part, parts_of, stages_of_line
 from vlmkit.planning.runs import PartRuns, dims_of
 from vlmkit.planning.state import Precision
 from vlmkit.planning.trace import FlashStandIn, Tracer
 from vlmkit.training.meters.flops import Flops, ModelFlops
 from vlmkit.training.parallel.layout import Layout
-from vlmkit.training.parallel.pipeline_stage import split_layers
+from vlmkit.training.parallel.refusals import check_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +149,12 @@ class Planner:
         Raises:
             ConfigError: the model does not divide that way; says why.
         """
-        self.check(layout)
+        check_layout(layout, self.model, self.loss)
         divided = Divided(layout=layout, precision=self.precision, is_mesh=layout.zero > 0)
         line = self._line(layout)
         runs = self._runs(layout, divided)
         micro_batches = self.micro_batches(layout)
-        stages = self._stages(line, layout)
+        stages = stages_of_line(line, layout, self.model)
         recomputed = self._recomputed(line)
         peaks = [
             Timeline(
@@ -207,30 +206,6 @@ class Planner:
         count = max(math.ceil(each - 1e-9), 1)
         return max(count, layout.pipeline) if layout.pipeline > 1 else count
 
-    def check(self, layout: Layout) -> None:
-        """Refuse what does not divide.
-
-        Raises:
-            ConfigError: names both numbers.
-        """
-        decoder = self.model.decoder
-        sizes = {"num_kv_heads": decoder.num_kv_heads, "vocab_size": decoder.vocab_size}
-        heads = getattr(self.model.vision.blocks[0].attention, "num_heads", None)  # type: ignore[index, union-attr]
-        if heads:
-            sizes["vision num_heads"] = int(heads)
-        for name, size in sizes.items():
-            if size % layout.tensor:
-                raise ConfigError(f"parallel.tensor={layout.tensor} does not divide {name}={size}")
-        experts = [int(e) for m in decoder.modules() if (e := getattr(m, "num_experts", 0))]  # type: ignore[arg-type]
-        if layout.expert > 1 and (not experts or experts[0] % layout.expert):
-            raise ConfigError(
-                f"parallel.expert={layout.expert} does not divide {experts[0] if experts else 0} experts"
-            )
-        if layout.pipeline > 1 and decoder.head is None:
-            raise ConfigError("parallel.pipeline does not go with a tied head")
-        if layout.tensor > 1 and any("lora_" in n for n, _ in self.model.named_parameters()):
-            raise ConfigError("parallel.tensor does not go with LoRA")
-
     def _line(self, layout: Layout) -> list[Part]:
         key = layout.tensor, layout.expert
         if key not in self._lines:
@@ -257,24 +232,6 @@ class Planner:
                 found += [part.name for part in line if part.kind == kind][::every]
         return frozenset(found)
 
-    def _stages(self, line: Sequence[Part], layout: Layout) -> list[list[Part]]:
-        """Parts of each pipeline rank."""
-        if layout.pipeline == 1:
-            return [list(line)]
-        number = layout.pipeline * layout.virtual_stages
-        receiving = max(self.model.fusion.receiving_layers, default=-1) + 1
-        ranges = split_layers(self.model.decoder.num_layers, number, receiving)
-        stages: list[list[Part]] = [[] for _ in range(layout.pipeline)]
-        for part in line:
-            stage = 0
-            if part.kind == "decoder":
-                at = next(i for i, layers in enumerate(ranges) if part.index in layers)
-                stage = at % layout.pipeline
-            elif part.kind == "loss":
-                stage = layout.pipeline - 1
-            stages[stage].append(part)
-        return stages
-
     def _stage_flops(self, stages: Sequence[Sequence[Part]], layout: Layout) -> list[float]:
         """FLOPs of one rank of each stage in one micro-batch, recomputation included."""
         again: defaultdict[str, float] = defaultdict(float)
@@ -292,9 +249,8 @@ class Planner:
         found = []
         for stage in stages:
             own = sum(part.kind == "decoder" for part in stage) / layers
-            flops = own * cost.get("decoder", 0.0) / tensor / context
-            # every tensor rank runs its experts on all tokens
-            flops += own * (cost.get("experts", 0.0) + cost.get("router", 0.0)) / context
+            layer = sum(cost.get(name, 0.0) for name in ("decoder", "router", "experts"))
+            flops = own * layer / tensor / context
             if any(part.kind == "vision" for part in stage):
                 # every context rank encodes all pictures
                 flops += sum(cost.get(n, 0.0) for n in ("vision", "merger", "fusion")) / tensor

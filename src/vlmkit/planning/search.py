@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 
@@ -37,7 +38,7 @@ def search(
 ) -> Found:
     """Plan every layout of powers of two within the bounds.
 
-    Tensor ranks stay within a node. Pipeline stages go with shard and replicate alone, as the engine has it.
+    Tensor ranks stay within a node. What the engine refuses is not planned.
     """
     fitting: list[Plan] = []
     large: list[Plan] = []
@@ -82,18 +83,17 @@ def layouts(
     for pipeline, context, tensor in product(
         _powers(most_pipeline), _powers(most_context), _powers(most_tensor)
     ):
-        if ranks % (pipeline * context * tensor) or (pipeline > 1 and context * tensor > 1):
+        if ranks % (pipeline * context * tensor):
             continue
         data = ranks // (pipeline * context * tensor)
         shards = {data, *(s for s in (1, node, 4 * node, 16 * node) if s < data and not data % s)}
         for shard, zero in product(sorted(shards), (3, 2, 1)):
-            for expert in _powers(min(most_expert, shard * context)):
-                if (shard * context) % expert or (expert > 1 and pipeline * tensor > 1):
-                    continue
-                yield Layout(
-                    pipeline=pipeline, replicate=data // shard, shard=shard, context=context,
-                    tensor=tensor, expert=expert, zero=zero,
-                )  # fmt: skip
+            for expert in _powers(min(most_expert, shard * context * tensor)):
+                with suppress(ConfigError):  # sizes that go with no model
+                    yield Layout(
+                        pipeline=pipeline, replicate=data // shard, shard=shard, context=context,
+                        tensor=tensor, expert=expert, zero=zero,
+                    )  # fmt: skip
 
 
 def _powers(most: int) -> list[int]:

@@ -76,7 +76,7 @@ def random_batch(seed: int, padded: bool = False) -> VLMBatch:
 
 def train_only(model: Qwen3VL, parts: list[str]) -> None:
     for name, parameter in model.named_parameters():
-        name = name.replace("feed_forward.down_proj", "experts_down")
+        name = name.replace("experts.down_proj", "experts_down")
         parameter.requires_grad_(any(part in name for part in parts))
 
 

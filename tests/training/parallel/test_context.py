@@ -337,9 +337,8 @@ def test_heads_that_do_not_divide_are_refused(heads, kv_heads, monkeypatch):
 
 def test_what_cannot_share_tokens_is_refused():
     model, _ = model_and_loss("per_token", DENSE)
-    stages: Any = SimpleNamespace(layout=Layout(context=2, pipeline=2))
-    with pytest.raises(ConfigError, match=r"parallel.context=2 with parallel.pipeline=2"):
-        apply_context_parallel(model, stages)
+    with pytest.raises(ConfigError, match=r"parallel.pipeline=2 with parallel.context=2"):
+        Layout(context=2, pipeline=2)
     meshes: Any = SimpleNamespace(layout=Layout(context=2))
     model.fusion = nn.Identity()
     with pytest.raises(ConfigError, match="fusion Identity cannot be divided"):

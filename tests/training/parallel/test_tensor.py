@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,8 +23,10 @@ from vlmkit.data.collate import collate
 from vlmkit.errors import ConfigError
 from vlmkit.losses.base import Loss
 from vlmkit.models.qwen3vl import Qwen3VL
+from vlmkit.training.parallel.expert import apply_expert_parallel
 from vlmkit.training.parallel.layout import Layout
 from vlmkit.training.parallel.meshes import Meshes
+from vlmkit.training.parallel.sharding import shard_weights
 from vlmkit.training.parallel.tensor import apply_tensor_parallel, check, one_line
 from vlmkit.training.parallel.vocab_parallel import vocab_parallel
 
@@ -59,10 +60,8 @@ def model_and_loss(name: str, size: str, *overrides: str) -> tuple[Qwen3VL, Loss
 
 
 def shard(model: Qwen3VL, meshes: Meshes) -> None:
-    mesh = meshes.dense["replicate", "weights"]
-    for part in (*model.vision.blocks, *model.decoder.layers.values()):
-        fully_shard(part, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    apply_expert_parallel(model, meshes)
+    shard_weights(model, meshes)
 
 
 def whole(value: Tensor) -> Tensor:

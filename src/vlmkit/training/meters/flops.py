@@ -202,8 +202,8 @@ def _experts(module: MixtureOfExperts, path: Path) -> None:
     path.linear(module.router.weight, component="router")
     after_router, path.grad = path.grad, before  # the router only weighs what experts give
     share = module.num_active / module.num_experts
-    path.linear(module.gate_up_proj, component="experts", share=share)
-    path.linear(module.down_proj, component="experts", share=share)
+    path.linear(module.experts.gate_up_proj, component="experts", share=share)
+    path.linear(module.experts.down_proj, component="experts", share=share)
     path.grad |= after_router
 
 

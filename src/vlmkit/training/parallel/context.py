@@ -17,6 +17,7 @@ from vlmkit.losses.base import Loss, LossOutput, TokenScores
 from vlmkit.losses.cross_entropy import CrossEntropy
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.parallel.context_attention import ContextAttention, own_chunks
+from vlmkit.training.parallel.layout import Layout
 from vlmkit.training.parallel.meshes import Meshes
 from vlmkit.training.parallel.tensor import one_line
 
@@ -32,22 +33,12 @@ def apply_context_parallel(model: Qwen3VL, meshes: Meshes) -> None:
     With a cache, as in generation, nothing is divided: all ranks compute the same.
 
     Raises:
-        ConfigError: heads do not divide, the fusion is of a kind that is not known here, or the model is
-            divided into stages too.
+        ConfigError: heads do not divide; see also `check`.
     """
     layout = meshes.layout
     if layout.context == 1:
         return
-    if layout.pipeline > 1:
-        raise ConfigError(
-            f"parallel.context={layout.context} with parallel.pipeline={layout.pipeline}: stages cannot "
-            "share tokens; take parallel.pipeline=1, or parallel.context=1"
-        )
-    if not isinstance(model.fusion, DeepStack | NoFusion):
-        raise ConfigError(
-            f"parallel.context={layout.context}: fusion {type(model.fusion).__name__} cannot be divided; "
-            "take parallel.context=1"
-        )
+    check(model, layout)
     group = meshes.context.get_group()
     divided: dict[int, ContextAttention] = {}  # layers share their back end, and what it remembers
     for layer in model.decoder.layers.values():
@@ -66,6 +57,32 @@ def apply_context_parallel(model: Qwen3VL, meshes: Meshes) -> None:
     # what is divided over tensor ranks is what a context rank has
     first.register_forward_pre_hook(own.of_hidden, prepend=True)
     model.fusion.register_forward_pre_hook(own.of_visual, prepend=True)
+
+
+def check(model: Qwen3VL, layout: Layout) -> None:
+    """Make sure that the tokens of a model can be divided.
+
+    Raises:
+        ConfigError: the fusion is of a kind that is not known here.
+    """
+    if layout.context > 1 and not isinstance(model.fusion, DeepStack | NoFusion):
+        raise ConfigError(
+            f"parallel.context={layout.context}: fusion {type(model.fusion).__name__} cannot be divided; "
+            "take parallel.context=1"
+        )
+
+
+def check_loss(loss: Loss, layout: Layout) -> None:
+    """Make sure that the tokens of a loss can be divided.
+
+    Raises:
+        ConfigError: it knows no divided tokens.
+    """
+    if layout.context > 1 and not isinstance(loss, CrossEntropy):
+        raise ConfigError(
+            f"{type(loss).__name__} knows no tokens divided over parallel.context={layout.context} ranks; "
+            "take CrossEntropy, or parallel.context=1"
+        )
 
 
 class OwnPlaces:
@@ -185,14 +202,11 @@ def context_parallel(loss: Loss, meshes: Meshes) -> Loss:
     After `vocab_parallel`.
 
     Raises:
-        ConfigError: the loss knows no divided tokens.
+        ConfigError: see `check_loss`.
     """
     context = meshes.layout.context
     if context == 1:
         return loss
-    if not isinstance(loss, CrossEntropy):
-        raise ConfigError(
-            f"{type(loss).__name__} knows no tokens divided over parallel.context={context} ranks; "
-            "take CrossEntropy, or parallel.context=1"
-        )
+    check_loss(loss, meshes.layout)
+    assert isinstance(loss, CrossEntropy)
     return ContextParallelCrossEntropy(loss, OwnPlaces(meshes.context.get_local_rank(), context))

@@ -86,6 +86,24 @@ class ContextAttention(ABC):
             )
         return self.attend(query, key, value, segments)
 
+    @staticmethod
+    @abstractmethod
+    def exchange(
+        query_width: int, key_width: int, ranks: int, backward: bool
+    ) -> list[tuple[str, int]]:
+        """Collectives of a layer, for those who plan.
+
+        Args:
+            query_width: num_heads * head_dim.
+            key_width: num_kv_heads * head_dim.
+            ranks: that share the line.
+            backward: whether a backward pass follows.
+
+        Returns:
+            Of each its kind, and how many numbers it handles for each own token: what a gather returns, what
+            a reduction or an all-to-all is given.
+        """
+
     @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
         """Attend causally within each segment.
@@ -179,6 +197,14 @@ class AllGatherAttention(ContextAttention):
         super().__init__(attention, group)
         self._plan: tuple[Segments, KeyPlan] | None = None  # of the last line: layers share it
 
+    @staticmethod
+    def exchange(
+        query_width: int, key_width: int, ranks: int, backward: bool
+    ) -> list[tuple[str, int]]:
+        """See `ContextAttention.exchange`."""
+        gathered = 2 * key_width * ranks
+        return [("all-gather", gathered), *([("reduce-scatter", gathered)] if backward else [])]
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
         """See `ContextAttention.attend`."""
         if self._plan is None or self._plan[0] is not segments:
@@ -235,6 +261,14 @@ class UlyssesAttention(ContextAttention):
                     f"parallel/context_attention=ulysses: parallel.context={self.ranks} must divide "
                     f"{name}={heads} of each tensor rank; take parallel/context_attention=all_gather"
                 )
+
+    @staticmethod
+    def exchange(
+        query_width: int, key_width: int, ranks: int, backward: bool
+    ) -> list[tuple[str, int]]:
+        """See `ContextAttention.exchange`."""
+        pair = [("all-to-all", query_width + 2 * key_width), ("all-to-all", query_width)]
+        return 2 * pair if backward else pair
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
         """See `ContextAttention.attend`."""

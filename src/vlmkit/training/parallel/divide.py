@@ -11,8 +11,10 @@ from torch import nn
 from vlmkit.errors import ConfigError
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.parallel.context import apply_context_parallel, context_parallel
+from vlmkit.training.parallel.expert import apply_expert_parallel
 from vlmkit.training.parallel.meshes import Meshes
 from vlmkit.training.parallel.pipeline import apply_pipeline
+from vlmkit.training.parallel.refusals import check_layout
 from vlmkit.training.parallel.sharding import shard_weights
 from vlmkit.training.parallel.tensor import apply_tensor_parallel
 from vlmkit.training.parallel.vocab_parallel import vocab_parallel
@@ -40,23 +42,20 @@ class DivideModule:
             raise ConfigError(
                 f"{type(module).__name__} cannot be divided: take parallel=ddp or parallel=single"
             )
-        for axis in ("expert",):
-            if (size := getattr(meshes.layout, axis)) > 1:
-                raise ConfigError(
-                    f"parallel.{axis}={size}: a model cannot be divided along this axis yet; take 1, and "
-                    "divide weights with parallel.shard or matrices with parallel.tensor"
-                )
         model = module.model
+        check_layout(meshes.layout, model, module.loss)
         plugin = module.trainer.precision_plugin
         is_mixed = isinstance(plugin, MixedPrecision) and plugin.precision == "bf16-mixed"
         gather_dtype = torch.bfloat16 if is_mixed else None
+        loss = context_parallel(vocab_parallel(module.loss, meshes), meshes)
         if (pipeline := apply_pipeline(model, meshes, gather_dtype)) is not None:
-            loss = pipeline.loss_here(module.loss)
-            del module.loss  # a module, which what takes its place may not be
-            module.loss, module.passes = loss, pipeline  # type: ignore[assignment]
+            loss = pipeline.loss_here(loss)  # type: ignore[assignment]
+            module.passes = pipeline
         apply_tensor_parallel(model, meshes)
         apply_context_parallel(model, meshes)
-        module.loss = context_parallel(vocab_parallel(module.loss, meshes), meshes)
+        apply_expert_parallel(model, meshes)
+        del module.loss  # a module, which what takes its place may not be
+        module.loss = loss
         for change in self.changes:
             change(model)
         shard_weights(model, meshes, gather_dtype)

@@ -27,8 +27,8 @@ class Layout:
         shard: ranks that share one copy of weights, gradients and moments, each with data of its own.
         context: ranks that share the tokens of each row.
         tensor: ranks that share each matrix.
-        expert: ranks that share the experts of a layer. They are ranks of `shard` and `context`, not further
-            ones.
+        expert: ranks that share the experts of a layer. They are ranks of `shard`, `context` and `tensor`,
+            not further ones.
         zero: what is divided over `shard` and `context` throughout a step (Rajbhandari et al., arXiv
             1910.02054). 0: nothing, which replicas alone can do; 1: moments, while weights and gradients
             are whole until the optimiser steps; 2: gradients too; 3: weights too, gathered layer by layer.
@@ -71,18 +71,28 @@ class Layout:
                 f"parallel.zero=0 with parallel.{divided[0]}={self.sizes[divided[0]]}: copies that share "
                 "nothing have parallel.replicate alone; take parallel.zero=1, 2 or 3"
             )
+        if self.pipeline > 1 and self.context > 1:
+            raise ConfigError(
+                f"parallel.pipeline={self.pipeline} with parallel.context={self.context}: stages cannot "
+                "share tokens; take parallel.context=1, or parallel.pipeline=1"
+            )
         if self.is_open:
             return
-        if (self.shard * self.context) % self.expert:
+        if (among := self.shard * self.context * self.tensor) % self.expert:
             raise ConfigError(
-                f"parallel.expert={self.expert} must divide parallel.shard * parallel.context = "
-                f"{self.shard * self.context}: ranks that share experts are ranks of these axes"
+                f"parallel.expert={self.expert} must divide parallel.shard * context * tensor = {among}: "
+                "ranks that share experts are ranks of these axes"
             )
 
     @property
     def world_size(self) -> int:
         """Number of ranks."""
         return math.prod(self.sizes.values())
+
+    @property
+    def expert_shard(self) -> int:
+        """Ranks that share one copy of the same experts."""
+        return self.shard * self.context * self.tensor // self.expert
 
     @property
     def weight_parts(self) -> int:

@@ -21,8 +21,9 @@ class Meshes:
         context: ranks that share the tokens of each row, 1-D.
         samples: ranks with different samples, 1-D: replicate x shard.
         tokens: ranks with different tokens, 1-D: replicate x shard x context.
-        sparse: (pipeline, replicate, expert_shard, expert, tensor): the same ranks, as experts live on them.
-            None where layout.expert is 1.
+        sparse: (pipeline, replicate, expert_shard, expert): the same ranks, as experts live on them, where
+            they do not live as all weights do; None otherwise. Tensor ranks are among them, since each
+            routes tokens of its own.
     """
 
     layout: Layout
@@ -47,7 +48,7 @@ class Meshes:
             return init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
         weights = shard * context
-        experts = {"expert_shard": weights // layout.expert, "expert": layout.expert}
+        experts = {"expert_shard": layout.expert_shard, "expert": layout.expert}
         return cls(
             layout=layout,
             dense=mesh(pipeline=pipeline, replicate=replicate, weights=weights, tensor=tensor),
@@ -58,7 +59,7 @@ class Meshes:
                 "samples"
             ],
             tokens=mesh(pipeline=pipeline, tokens=replicate * weights, tensor=tensor)["tokens"],
-            sparse=mesh(pipeline=pipeline, replicate=replicate, **experts, tensor=tensor)
-            if layout.expert > 1
+            sparse=mesh(pipeline=pipeline, replicate=replicate, **experts)
+            if layout.expert * tensor > 1
             else None,
         )

@@ -33,7 +33,7 @@ from vlmkit.training.passes import Objective
 def apply_pipeline(
     model: Qwen3VL, meshes: Meshes, hidden_dtype: torch.dtype | None = None
 ) -> Pipeline | None:
-    """Keep this rank's stages of a model. Before compilation, recomputation and sharding.
+    """Keep this rank's stages of a model. First of all changes.
 
     Args:
         model: changed in place.
@@ -52,7 +52,9 @@ def apply_pipeline(
     layers = plan_stages(model, layout)
     dtype = hidden_dtype or model.decoder.embedding.weight.dtype
     group = meshes.dense["pipeline"].get_group()
-    keep_own_stages(model, Stages(layers=layers, group=group, hidden_dtype=dtype))
+    keep_own_stages(
+        model, Stages(layers=layers, group=group, hidden_dtype=dtype, tensor=layout.tensor)
+    )
     assert isinstance(model, StagedQwen3VL)
     return Pipeline(model, layout)
 
@@ -88,6 +90,7 @@ class Pipeline:
         """
         count = self.num_passes(most)
         length = max(batch.input_ids.numel() for batch in micro_batches)
+        length += -length % (2 * self.layout.tensor)
         # hidden states of one shape pass between the stages
         own = [one_line(batch, length) for batch in micro_batches]
         added = count - len(own)
@@ -125,7 +128,7 @@ class Pipeline:
         Args:
             stage: of the whole pipeline.
             index: of the micro-batch.
-            hidden: (1, tokens, dim), from the stage before.
+            hidden: (1, own tokens, dim), from the stage before.
 
         Returns:
             Hidden states, or on the last stage what to minimise, ().
@@ -155,7 +158,7 @@ class Pipeline:
 
     def _schedule(self, count: int, length: int, device: torch.device) -> Any:
         """Made anew for each step, as it holds buffers of one shape."""
-        shape = (1, length, self.model.decoder.hidden_dim)
+        shape = (1, length // self.stages.tensor, self.model.decoder.hidden_dim)
 
         def hidden() -> Tensor:
             dtype = self.stages.hidden_dtype

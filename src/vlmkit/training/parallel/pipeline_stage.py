@@ -56,11 +56,13 @@ class Stages:
         layers: of each stage.
         group: ranks with the other stages, for the same samples.
         hidden_dtype: of hidden states between stages.
+        tensor: ranks that share the tokens of hidden states between stages; each passes its own on.
     """
 
     layers: tuple[range, ...]
     group: dist.ProcessGroup
     hidden_dtype: torch.dtype
+    tensor: int = 1
 
     @property
     def own(self) -> range:
@@ -141,7 +143,7 @@ class StagedQwen3VL(Qwen3VL):
             cache: not known here.
             read_out: applies the head, on the last stage.
             stage: the one to run; None runs all of this rank, and waits for those of the others.
-            hidden: (batch, seq, dim), from the stage before.
+            hidden: (batch, own seq, dim), from the stage before.
             balance: what the stage's routing adds to the objective, (); minimised wherever the stage is.
 
         Returns:
@@ -160,7 +162,8 @@ class StagedQwen3VL(Qwen3VL):
             return out
         if torch.is_grad_enabled():
             raise RuntimeError("a pipeline trains by its schedule: see `Pipeline`")
-        shape = (*batch.input_ids.shape, self.decoder.hidden_dim)
+        rows, length = batch.input_ids.shape
+        shape = (rows, length // self.stages.tensor, self.decoder.hidden_dim)
         found = router = None
         for own in self.stages.own:
             if not self.stages.is_first(own):
@@ -235,16 +238,9 @@ def plan_stages(model: Qwen3VL, layout: Layout) -> tuple[range, ...]:
     """Decoder layers of each stage.
 
     Raises:
-        ConfigError: too few layers, a tied head, nothing to train on a rank, or an axis that does not go
-            with this one.
+        ConfigError: too few layers, a tied head, or nothing to train on a rank.
     """
     size = layout.pipeline
-    for axis in ("context", "tensor", "expert"):
-        if (other := getattr(layout, axis)) > 1:
-            raise ConfigError(
-                f"parallel.pipeline={size} with parallel.{axis}={other}: stages can be divided along "
-                "parallel.shard and parallel.replicate only"
-            )
     if model.decoder.head is None:
         raise ConfigError(
             f"parallel.pipeline={size}: embedding and head are one matrix, but stand on different stages; "

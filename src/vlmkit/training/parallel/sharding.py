@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.blocks import decoder_layers, vision_blocks
+from vlmkit.training.parallel.expert import mixtures_of, shard_dim
 from vlmkit.training.parallel.layout import Layout
 from vlmkit.training.parallel.meshes import Meshes
 
@@ -23,10 +25,19 @@ def weights_mesh(meshes: Meshes) -> DeviceMesh:
     return meshes.dense["weights"]
 
 
+def experts_mesh(meshes: Meshes) -> DeviceMesh | None:
+    """Where each rank's experts are divided, if not where dense weights are; 2-D where there are copies."""
+    if meshes.sparse is None:
+        return None
+    if meshes.layout.replicate > 1:
+        return meshes.sparse["replicate", "expert_shard"]
+    return meshes.sparse["expert_shard"]
+
+
 def shard_weights(model: Qwen3VL, meshes: Meshes, gather_dtype: torch.dtype | None = None) -> None:
     """Divide all parameters over `weights_mesh`, block by block. Last of all changes to a model.
 
-    Parameters that are divided already, as experts are, stay as they are.
+    Experts go over `experts_mesh`, where there is one.
 
     Args:
         model: whose blocks are gathered one by one.
@@ -44,6 +55,15 @@ def shard_weights(model: Qwen3VL, meshes: Meshes, gather_dtype: torch.dtype | No
         "mp_policy": policy,
         "reshard_after_forward": meshes.layout.zero == 3,
     }
+    if (mesh := experts_mesh(meshes)) is not None:
+
+        def placement(parameter: nn.Parameter) -> Shard | None:
+            own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            dim = shard_dim(own.shape, meshes.layout.expert_shard)
+            return None if dim is None else Shard(dim)
+
+        for experts in mixtures_of(model):
+            fully_shard(experts, **{**options, "mesh": mesh}, shard_placement_fn=placement)  # type: ignore[call-overload]
     for block in (*vision_blocks(model), *decoder_layers(model)):
         fully_shard(block, **options)  # type: ignore[call-overload]
     # the head is whole where the root is, in which the loss runs; a tied embedding is the head

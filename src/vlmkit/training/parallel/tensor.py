@@ -14,7 +14,6 @@ from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
     PrepareModuleInput,
-    PrepareModuleOutput,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
@@ -26,7 +25,7 @@ from vlmkit.errors import ConfigError
 from vlmkit.fusion.deepstack import DeepStack
 from vlmkit.fusion.none import NoFusion
 from vlmkit.language.decoder import Decoder
-from vlmkit.language.layers import SwiGLU
+from vlmkit.language.layers import RouterStats, SwiGLU
 from vlmkit.language.moe import MixtureOfExperts
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.parallel.meshes import Meshes
@@ -39,26 +38,23 @@ TOKENS = Shard(1)  # of hidden states (1, tokens, dim)
 def apply_tensor_parallel(model: Qwen3VL, meshes: Meshes) -> None:
     """Divide matrices over `meshes.dense["tensor"]`, and decoder tokens between them.
 
-    First of all kinds, before `fully_shard` on `meshes.dense["replicate", "weights"]`. All ranks of the
-    group must be given the same batches. Each then has the same hidden states, (1, tokens, dim): rows laid
-    end to end and padded. The head stays divided, so the loss must be `vocab_parallel(loss, meshes)`.
+    After the model has been divided into stages, if it is, and before all else. All ranks of the group must
+    be given the same batches. Each then has the same hidden states, (1, tokens, dim): rows laid end to end
+    and padded. The head stays divided, so the loss must be `vocab_parallel(loss, meshes)`.
 
     Without `fully_shard`, what is not divided stays an ordinary parameter, with equal gradients on all
     ranks. Gradients need no further reduction over the group.
 
-    Experts are not divided here: all ranks of the group run all tokens through theirs, which costs as often.
-    Divide them by `parallel.expert`.
+    Experts are not divided here: `apply_expert_parallel` must follow. Each rank routes the tokens that it has
+    between matrices, so that mixtures exchange nothing over this group but sums of their statistics.
 
-    Raises:
-        ConfigError: something does not divide, or is of a kind that is not known here.
+    What cannot be divided is known to `check`.
     """
     if meshes.layout.tensor == 1:
         return
-    check(model, meshes.layout.tensor)
     mesh = meshes.dense["tensor"]
     _divide_decoder(model.decoder, mesh)
-    assert isinstance(model.vision, SigLIP2ViT)
-    for block in model.vision.blocks:
+    for block in model.vision.blocks:  # type: ignore[union-attr]
         parallelize_module(
             block,
             mesh,
@@ -82,11 +78,13 @@ MLP: Mapping[str, ParallelStyle] = {"fc1": ColwiseParallel(), "fc2": RowwisePara
 
 
 def check(model: Qwen3VL, tensor: int) -> None:
-    """Make sure that a model can be divided over `tensor` ranks.
+    """Make sure that a whole model can be divided over `tensor` ranks.
 
     Raises:
         ConfigError: names what does not divide, and both numbers.
     """
+    if tensor == 1:
+        return
     for name, part, known in (
         ("vision", model.vision, SigLIP2ViT),
         ("fusion", model.fusion, DeepStack | NoFusion),
@@ -139,7 +137,9 @@ def _divide_decoder(decoder: Decoder, mesh: DeviceMesh) -> None:
     }
     if decoder.head is not None:
         ends["head"] = ColwiseParallel()
-    parallelize_module(decoder, mesh, ends)
+    # of stages the first one embeds tokens, and the last one has norm and head
+    here = {name for name in ends if next(getattr(decoder, name).parameters(), None) is not None}
+    parallelize_module(decoder, mesh, {name: ends[name] for name in here})
     for layer in decoder.layers.values():
         parallelize_module(
             layer,
@@ -160,22 +160,23 @@ def _divide_decoder(decoder: Decoder, mesh: DeviceMesh) -> None:
         )
         layer.attention.num_heads //= mesh.size()  # type: ignore[union-attr, operator]
         layer.attention.num_kv_heads //= mesh.size()  # type: ignore[union-attr, operator]
-    first = next(iter(decoder.layers.values()))
-    first.register_forward_pre_hook(
-        lambda _, args: (_redistribute(args[0], mesh, Replicate(), TOKENS), *args[1:])
-    )
-    decoder.norm.register_forward_hook(
-        lambda _, args, out: _redistribute(out, mesh, TOKENS, Replicate())
-    )
+    if "embedding" in here:
+        first = next(iter(decoder.layers.values()))
+        first.register_forward_pre_hook(
+            lambda _, args: (_redistribute(args[0], mesh, Replicate(), TOKENS), *args[1:])
+        )
+    if "norm" in here:
+        decoder.norm.register_forward_hook(
+            lambda _, args, out: _redistribute(out, mesh, TOKENS, Replicate())
+        )
 
 
-def _whole_tokens(num_arguments: int, *, local: bool = False) -> PrepareModuleInput:
+def _whole_tokens(num_arguments: int) -> PrepareModuleInput:
     """All tokens; as one DTensor the matrices that read it share one reduction of its gradient."""
     others = (None,) * (num_arguments - 1)
     return PrepareModuleInput(
         input_layouts=(TOKENS, *others),  # type: ignore[arg-type]
         desired_input_layouts=(Replicate(), *others),  # type: ignore[arg-type]
-        use_local_output=local,
     )
 
 
@@ -187,19 +188,33 @@ SWIGLU: Mapping[str, ParallelStyle] = {
 }
 
 
-class _EachTheSame(ParallelStyle):
-    """A feed-forward that every rank runs on all tokens, as experts are divided along another axis."""
+class _OwnTokens(ParallelStyle):
+    """A mixture of experts that each rank runs on its own tokens; statistics are those of all."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        _whole_tokens(num_arguments=2, local=True)._apply(module, device_mesh)
-        own = PrepareModuleOutput(
-            output_layouts=(Replicate(), None),  # type: ignore[arg-type]
-            desired_output_layouts=(TOKENS, None),  # type: ignore[arg-type]
-        )
-        return own._apply(module, device_mesh)
+        assert isinstance(module, MixtureOfExperts)
+        rank, ranks = device_mesh.get_local_rank(), device_mesh.size()
+        SequenceParallel(sequence_dim=0, use_local_output=True)._apply(module.router, device_mesh)
+
+        def cut(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, mask = args
+            return x, None if mask is None else mask.chunk(ranks, 1)[rank]
+
+        def add(_: nn.Module, args: tuple[Any, ...], found: tuple[Tensor, RouterStats]) -> Any:
+            out, stats = found
+            parts = [stats.assignments, stats.probability, stats.num_tokens[None]]
+            summed = _redistribute(torch.cat(parts), device_mesh, Partial(), Replicate())
+            assignments, probability, num_tokens = summed.split([len(p) for p in parts])
+            return out, RouterStats(
+                assignments=assignments, probability=probability, num_tokens=num_tokens[0]
+            )
+
+        module.register_forward_pre_hook(cut)
+        module.register_forward_hook(add)
+        return module
 
 
-EXPERTS: Mapping[str, ParallelStyle] = {"feed_forward": _EachTheSame()}
+EXPERTS: Mapping[str, ParallelStyle] = {"feed_forward": _OwnTokens()}
 
 
 def _redistribute(x: Tensor, mesh: DeviceMesh, source: Any, target: Any) -> Tensor:

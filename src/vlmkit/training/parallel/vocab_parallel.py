@@ -110,16 +110,7 @@ class VocabParallelCrossEntropy(CrossEntropy):
     """
 
     def __init__(self, loss: CrossEntropy, group: dist.ProcessGroup) -> None:
-        """Take over the parts of `loss`.
-
-        Raises:
-            ConfigError: its kernel knows no divided vocabulary.
-        """
-        if not isinstance(loss.kernel, TorchKernel):
-            raise ConfigError(
-                f"loss/kernel={type(loss.kernel).__name__} needs the whole vocabulary on each rank; "
-                "with parallel.tensor > 1 take loss/kernel=torch"
-            )
+        """Take over the parts of `loss`, for which `check_loss` has been called."""
         kernel = VocabParallelKernel(group)
         super().__init__(
             loss.weighting,
@@ -171,6 +162,26 @@ class VocabParallelCrossEntropy(CrossEntropy):
         return hidden.flatten(0, 1)[index], labels.flatten()[index], samples.flatten()[index]
 
 
+def check_loss(loss: Loss, tensor: int) -> None:
+    """Make sure that the vocabulary of a loss can be divided over `tensor` ranks.
+
+    Raises:
+        ConfigError: the loss, or its kernel, knows no divided vocabulary.
+    """
+    if tensor == 1:
+        return
+    if type(loss) is not CrossEntropy:
+        raise ConfigError(
+            f"{type(loss).__name__} knows no vocabulary divided over parallel.tensor={tensor} ranks; "
+            "take CrossEntropy, or parallel.tensor=1"
+        )
+    if not isinstance(loss.kernel, TorchKernel):
+        raise ConfigError(
+            f"loss/kernel={type(loss.kernel).__name__} needs the whole vocabulary on each rank; "
+            "with parallel.tensor > 1 take loss/kernel=torch"
+        )
+
+
 def vocab_parallel(loss: Loss, meshes: Meshes) -> Loss:
     """The loss as it must be with `apply_tensor_parallel`; unchanged where nothing is divided.
 
@@ -179,16 +190,12 @@ def vocab_parallel(loss: Loss, meshes: Meshes) -> Loss:
     over `meshes.tokens`, never over all ranks: tensor ranks would count the same tokens again.
 
     Raises:
-        ConfigError: the loss knows no divided vocabulary.
+        ConfigError: see `check_loss`.
     """
-    tensor = meshes.layout.tensor
-    if tensor == 1:
+    if meshes.layout.tensor == 1:
         return loss
-    if type(loss) is not CrossEntropy:
-        raise ConfigError(
-            f"{type(loss).__name__} knows no vocabulary divided over parallel.tensor={tensor} ranks; "
-            "take CrossEntropy, or parallel.tensor=1"
-        )
+    check_loss(loss, meshes.layout.tensor)
+    assert isinstance(loss, CrossEntropy)
     return VocabParallelCrossEntropy(loss, meshes.dense["tensor"].get_group())
 
 

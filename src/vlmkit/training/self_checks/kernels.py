@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmkit.batch import Segments, VLMBatch
-from vlmkit.language.moe import MixtureOfExperts, grouped_matmul
+from vlmkit.language.moe import Experts, grouped_matmul
 from vlmkit.training.self_checks.base import (
     SHARED,
     CheckContext,
@@ -137,7 +137,7 @@ class GroupedMatmul:
 
     def run(self, context: CheckContext) -> CheckResult:
         """See `SelfCheck.run`."""
-        experts = [m for m in context.model.modules() if isinstance(m, MixtureOfExperts)]
+        experts = [m for m in context.model.modules() if isinstance(m, Experts)]
         if not experts:
             return CheckResult(status=Status.SKIPPED, detail="the model has no experts")
         dtype, device, generator = context.compute_dtype, context.device, context.generator()
