@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from benchmarks import generation
+from benchmarks import generation, ragged_generation
 from benchmarks.generation import Contest, Work
 
 from vlmkit.checkpoint.parity_cases import Image
-from vlmkit.models.generation import Sampling
+from vlmkit.models.generation import Budget, Sampling
 
 TINY = ("model=qwen3vl_tiny",)
 
@@ -55,3 +55,11 @@ def test_the_last_line_is_json(monkeypatch, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(last) == {"decode_2"}
     assert len(last["decode_2"]["spread"]) == 2
+
+
+def test_ragged_answers_are_the_same_in_both_ways(contest):
+    requests = ragged_generation.make_requests(contest.ours, 9, mean=4, most=12)
+    budget = Budget(max_rows=3, kv_tokens=None)
+    found = ragged_generation.continuous(contest.ours, requests, budget)
+    assert found == ragged_generation.by_batch(contest.ours, requests, budget)
+    assert len({len(answer.token_ids) for answer in found}) > 2
