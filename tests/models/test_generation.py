@@ -214,7 +214,12 @@ def test_media_are_encoded_once(tiny_model, monkeypatch):
 
     monkeypatch.setattr(type(tiny_model), "encode_vision", spy)
     generate_batch(tiny_model, mixed_prompts(), max_new_tokens=3, stop_ids=[], num_samples=2)
-    assert len(calls) == 1
+    (every,) = calls
+    calls.clear()
+    generate_batch(tiny_model, mixed_prompts(), max_new_tokens=3, stop_ids=[], prefill_tokens=6)
+    # frames of 6, 2, 4, 4 and 4 visual tokens; calls of 6 at most, each frame once
+    assert [patches // 4 for patches in calls] == [6, 6, 4, 4]
+    assert sum(calls) == every
 
 
 def test_row_draws_follow_the_distribution():
