@@ -6,6 +6,7 @@ time limit works in the main thread only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import resource
@@ -44,7 +45,8 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY or soft > MAX_BYTES:
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, hard))
+        with contextlib.suppress(ValueError):  # not every system has this limit
+            resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, hard))
     answer({"text": "$x+1$", "gold": "$1+x$"})  # imports everything before the clock runs
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:

@@ -10,9 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from scipy import stats
+from torchmetrics import MetricCollection
 
 from tests.training.ranks import run_on_ranks
+from vlmkit.data.geometry.shapes import Box, Grounding, grounding_text
+from vlmkit.data.geometry.spaces import Relative1000
 from vlmkit.evaluation.metrics.base import ScoredMetric, sample_key
+from vlmkit.evaluation.metrics.detection import DetectionAP
 from vlmkit.evaluation.metrics.short_answer import StatedMatch
 
 SAMPLES = [(f"answer {i % 3}", "answer 0", f"q{i}", f"picture {i // 4}") for i in range(37)]
@@ -91,17 +95,40 @@ def test_states_survive_a_checkpoint_and_a_cast():
         assert again.half().compute() == metric.compute()
 
 
+def detections(keys) -> ScoredMetric:
+    space = Relative1000()
+    metric = DetectionAP(["cat", "dog"], thresholds=(0.5, 0.75), num_resamples=50)
+    for key in keys:
+        truth = [Grounding(Box(0, 0, 100 + key, 100, space), ("cat", "dog")[key % 2])]
+        written = [Grounding(Box(0, 0, 100, 100, space), "cat"), *truth[: key % 3]]
+        metric.update(grounding_text(written), truth, key)
+    return metric
+
+
+def shares(rank: int) -> dict[str, ScoredMetric]:
+    """What a rank has seen: uneven shares that overlap, then everything on one rank."""
+    uneven = (SAMPLES[:30], SAMPLES[28:])[rank]  # two of them twice
+    pictures = (range(0, 23), range(20, 31))[rank]
+    return {
+        "uneven": filled(uneven),
+        "one_rank_only": filled(SAMPLES if rank == 0 else []),
+        "detection": detections(pictures),
+        "detection_on_one_rank": detections(range(31) if rank == 0 else []),
+    }
+
+
+def record_of(metric: ScoredMetric) -> dict:
+    per_sample = [x.tolist() for x in metric.per_sample()]
+    return {"result": metric.compute().to_dict(), "per_sample": per_sample}
+
+
 def gather(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    uneven = SAMPLES[:30] if rank == 0 else SAMPLES[28:]  # two of them twice
-    one_rank_only = SAMPLES if rank == 0 else []
-    for name, mine in (("uneven", uneven), ("one_rank_only", one_rank_only)):
-        metric = filled(mine)
-        result, per_sample = metric.compute(), metric.per_sample()
-        assert sum(map(len, metric.keys)) == len(mine)  # what was gathered is let go again
-        record = {"result": result.to_dict(), "per_sample": [x.tolist() for x in per_sample]}
-        (folder / f"{name}{rank}.json").write_text(json.dumps(record))
+    for name, metric in shares(rank).items():
+        mine = sum(map(len, metric.keys))
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(record_of(metric)))
+        assert sum(map(len, metric.keys)) == mine  # what was gathered is let go again
     dist.destroy_process_group()
 
 
@@ -109,14 +136,24 @@ def gather(folder: Path) -> None:
 def test_ranks_are_equal_to_one_process(tmp_path):
     for process in run_on_ranks("tests.evaluation.metrics.test_base:gather", 2, tmp_path):
         assert process.returncode == 0, process.stderr
-    one = filled(SAMPLES)
-    expected = {
-        "result": one.compute().to_dict(),
-        "per_sample": [x.tolist() for x in one.per_sample()],
-    }
-    found = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
-    assert len(found) == 4
-    assert all(record == expected for record in found)
+    words, pictures = record_of(filled(SAMPLES)), record_of(detections(range(31)))
+    for name, expected in {
+        **dict.fromkeys(("uneven", "one_rank_only"), words),
+        **dict.fromkeys(("detection", "detection_on_one_rank"), pictures),
+    }.items():
+        for rank in range(2):
+            assert json.loads((tmp_path / f"{name}-{rank}.json").read_text()) == expected, name
+
+
+def test_metrics_work_in_collections_and_step_by_step():
+    collection = MetricCollection({"a": StatedMatch(), "b": StatedMatch(num_resamples=0)})
+    for prediction, target, key, group in SAMPLES:
+        step = collection(prediction, target, key, group)
+        assert step["a"].n == 1
+    whole = collection.compute()
+    assert whole["a"] == filled(SAMPLES).compute()
+    assert whole["b"].value == whole["a"].value
+    assert collection.clone().compute()["a"].n == len(SAMPLES)
 
 
 def test_metrics_need_no_gradient_and_no_device():

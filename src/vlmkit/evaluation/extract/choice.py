@@ -37,6 +37,12 @@ _SECOND = re.compile(
     r"\s*(?:,|/|&|\+|、|and\b|or\b|和|或)\s*(?:option\s+)?[\(（\[]?([A-Z])(?![^\W\d_]|['’])",
     re.IGNORECASE,
 )
+_NEGATED = re.compile(
+    r"\b(?:not|never|neither|nor|wrong|incorrect|false|except|rules?\s+out|ruled\s+out|eliminat\w+"
+    r"|exclud\w+)\b|n['’]t\b|不|错",
+    re.IGNORECASE,
+)
+_VERB = re.compile(r"(?:is|was|isn|wasn|can|cannot|could|would|seems|may|might)\b")
 _DECORATION = re.compile(r"[*_`\"“”‘’$]|\\text(?:bf|rm)?|[{}]")
 
 
@@ -46,7 +52,8 @@ def stated_letter(text: str, options: Mapping[str, str]) -> str | None:
     Read in this order, and the first that is there decides: the last `\boxed{}` or "the answer is";
     a letter at the very beginning, followed by punctuation or nothing; "option B is correct"; the
     only letter in brackets or bold; a last line that is only a letter. A letter that the question has
-    no option for, or two letters side by side ("A or B"), is None. "A dog" and "I think" name none.
+    no option for, two letters side by side ("A or B"), or a letter in a sentence with "not" or
+    "wrong" is None. "A dog" and "I think" name none.
     """
     text = unicodedata.normalize("NFKC", text)
     statement = stated(text)
@@ -63,11 +70,13 @@ def stated_letter(text: str, options: Mapping[str, str]) -> str | None:
         return _single(match[1], plain[match.end(1) :].lstrip(")]）】 "), options)
     if re.fullmatch(r"[\(\[]?[a-z][\)\]]?\.?", plain):
         return _known(re.sub(r"\W", "", plain).upper(), options)
-    chosen = {m[1] or m[2] for m in _CHOSEN.finditer(plain)}
-    bracketed = {m[1] or m[2] for m in _BRACKETED.finditer(text)}
-    for letters in (chosen, bracketed):
-        if letters:
-            return _known(letters.pop(), options) if len(letters) == 1 else None
+    for pattern in (_CHOSEN, _BRACKETED):
+        found = list(pattern.finditer(text))
+        if found:
+            letters = {m[1] or m[2] for m in found}
+            if len(letters) > 1 or any(_NEGATED.search(_sentence(text, m)) for m in found[:20]):
+                return None
+            return _known(letters.pop(), options)
     last_line = _plain(text.rstrip().rpartition("\n")[2])
     alone = re.fullmatch(rf"{_LETTER}\s*\.?", last_line)
     return _known(alone[1], options) if alone else None
@@ -93,9 +102,18 @@ def letter_or_text(text: str, options: Mapping[str, str]) -> str | None:
     return option_text(text, options) or stated_letter(text, options)
 
 
+def _sentence(text: str, match: re.Match[str]) -> str:
+    """What stands around a match, up to the ends of its sentence; 300 characters at most each way."""
+    before = re.split(r"[.!?;\n。]", text[max(0, match.start() - 300) : match.start()])[-1]
+    return before + match[0] + re.split(r"[.!?;\n。]", text[match.end() : match.end() + 300])[0]
+
+
 def _single(letter: str, rest: str, options: Mapping[str, str]) -> str | None:
-    """The letter, unless another one stands beside it."""
+    """The letter, unless another one stands beside it, or the words after it say that it is wrong."""
     letter = letter.upper()
+    words = rest.lstrip(".:)]）】 ")[:300]
+    if _VERB.match(words) and _NEGATED.search(re.split(r"[.!?;\n。]", words)[0]):
+        return None
     other = _SECOND.match(rest.lstrip(".)"))
     if other and other[1].upper() != letter and other[1].upper() in options:
         return None

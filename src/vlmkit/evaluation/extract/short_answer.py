@@ -19,7 +19,8 @@ _NUMBER = re.compile(
 )
 _YES_NO = {"yes": "yes", "no": "no", "是": "yes", "是的": "yes", "否": "no", "不是": "no"}
 _WORD = r"[\W_]*(yes|no|是的|不是|是|否)"
-_LEADING = re.compile(rf"{_WORD}\b", re.IGNORECASE)
+_UNKNOWN = r"(?!\s+(?:idea|answer|clue|information|image|picture|way|one\s+knows)\b)"
+_LEADING = re.compile(rf"{_WORD}\b{_UNKNOWN}", re.IGNORECASE)
 _ALONE = re.compile(rf"{_WORD}[\W_]*$", re.IGNORECASE)
 _BOTH = re.compile(r"[\W_]*(?:yes|no)\s*(?:and|or|/|\||&|,)\s*(?:yes|no)\b", re.IGNORECASE)
 _COUNTED = (
