@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from benchmarks.gpu import Runner, affordable
+from benchmarks.gpu import Runner, affordable, main
 from benchmarks.on_gpu.bench import Bench
 from benchmarks.on_gpu.canvases import EmojiCanvases, packs
 from benchmarks.on_gpu.cases import CASES
@@ -18,22 +18,28 @@ from vlmkit.build import build, compose_config
 from vlmkit.models.hf_batch import batch_from_hf
 
 
-def run(folder, *arguments: str) -> tuple[int, dict, str]:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.stdout, done.stderr
-    return (
-        done.returncode,
-        json.loads(done.stdout.splitlines()[-1]),
-        (folder / "gpu.md").read_text(),
-    )
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Runs the command here, so that one process imports everything for all tests."""
+
+    def command(*arguments: str) -> tuple[int, dict, str]:
+        monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path), *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(str(ended.code))
+        last = capfd.readouterr().out.splitlines()[-1]
+        return code, json.loads(last), (tmp_path / "gpu.md").read_text()
+
+    return command
 
 
-def test_a_toy_run_goes_through_cases_and_writes_its_report(tmp_path):
+def test_a_toy_run_goes_through_cases_and_writes_its_report(tmp_path, run):
     """Those that share nothing; the rest is in the slow test."""
     pytest.importorskip("transformers")
     names = ("lora_8b", "attention", "losses")
-    code, found, page = run(tmp_path, "--toy", *(w for name in names for w in ("--case", name)))
+    code, found, page = run("--toy", *(w for name in names for w in ("--case", name)))
     assert code == 0, found
     assert {name: case["status"] for name, case in found.items()} == dict.fromkeys(names, "done")
     assert set(found["lora_8b"]["speed"]) == {"transformers, sdpa"}
@@ -47,25 +53,25 @@ def test_a_toy_run_goes_through_cases_and_writes_its_report(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_toy_run_of_all_cases(tmp_path):
+def test_a_toy_run_of_all_cases(run):
     pytest.importorskip("transformers")
-    code, found, _ = run(tmp_path, "--toy", "--minutes", "30")
+    code, found, _ = run("--toy", "--minutes", "30")
     assert code == 0
     assert {name: case["status"] for name, case in found.items()} == dict.fromkeys(CASES, "done")
 
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_on_a_gpu(tmp_path):
+def test_on_a_gpu(run):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    code, found, _ = run(tmp_path, "--case", "ceilings", "--case", "correctness", "--minutes", "4")
+    code, found, _ = run("--case", "ceilings", "--case", "correctness", "--minutes", "4")
     assert code == 0, found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-def test_a_case_that_cannot_start_is_reported(tmp_path):
-    code, found, page = run(tmp_path, "--device", "cuda", "--case", "ceilings")
+def test_a_case_that_cannot_start_is_reported(run):
+    code, found, page = run("--device", "cuda", "--case", "ceilings")
     assert code == 1
     assert found["ceilings"]["status"] == "no CUDA in this process"
     assert "RuntimeError" in page or "AssertionError" in page
