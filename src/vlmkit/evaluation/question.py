@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from vlmkit.data.media import ImageArray
 from vlmkit.data.order.mixture import Source
 from vlmkit.data.record import Conversation, ImagePart
-from vlmkit.data.sizes.settings_key import plain
+from vlmkit.data.sizes.settings_key import plain, without
 from vlmkit.data.sources.table import Table
 
 
@@ -94,8 +94,8 @@ class TableQuestions:
 
     @property
     def settings(self) -> Any:
-        """Of what asks."""
-        return plain(self.ask)
+        """Of what asks; the folder of the media does not count."""
+        return without(plain(self.ask), "media")
 
     def __len__(self) -> int:
         return len(self.table)

@@ -67,6 +67,13 @@ def plain(value: Any) -> Any:
     return [name, made if isinstance(made, str) else [plain(part) for part in made[1:3]]]
 
 
+def without(value: Any, name: str) -> Any:
+    """Plain values without what stands under a name, however deep."""
+    if isinstance(value, dict):
+        return {key: without(item, name) for key, item in value.items() if key != name}
+    return [without(item, name) for item in value] if isinstance(value, list) else value
+
+
 def differences(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
     """Where two nested dictionaries differ, one line each."""
     if isinstance(theirs, dict) and isinstance(ours, dict):

@@ -1,0 +1,167 @@
+"""Files of a public benchmark that the user has brought: where they come from, which rows are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmkit.data.sources.auto import open_table
+from vlmkit.data.sources.files import Paths, short_hash
+from vlmkit.data.sources.row import Row
+from vlmkit.data.sources.table import Table
+from vlmkit.errors import ConfigError, RecordError
+from vlmkit.evaluation.asks.values import at, listed, text_of
+
+
+class PublicFiles:
+    """Rows of files; each has `file`, the name of its file without suffix, and `parent`, of its folder.
+
+    Args:
+        paths: see `Paths`; the suffix says which kind of table it is.
+        get_from: where to get them, for the message when they are missing.
+        table: opens the files; None goes by their suffix.
+
+    Raises:
+        ConfigError: the files are not there, or cannot be read.
+    """
+
+    def __init__(self, paths: Paths, get_from: str, table: Any = None) -> None:
+        try:
+            self._table: Table = (table or open_table)(paths)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}. Get it from {get_from}, and set benchmark_root=<the folder it is in>"
+            ) from error
+        self.fingerprint = self._table.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """See `Table.__getitem__`."""
+        row = self._table[index]
+        origin = self.origin(index)
+        path = Path(origin.rpartition(":")[0] or origin)
+        return {"file": path.stem, "parent": path.parent.name, **row}
+
+    def origin(self, index: int) -> str:
+        """See `Table.origin`."""
+        return self._table.origin(index)
+
+
+class Selected:
+    """The rows of a table that have certain values. All of it is read once.
+
+    Args:
+        table: of rows.
+        where: values that are kept, by column.
+
+    Raises:
+        ConfigError: no row has them; names the values that there are.
+    """
+
+    def __init__(self, table: Table, where: Mapping[str, Sequence[Any]]) -> None:
+        wanted = {column: {str(value) for value in values} for column, values in where.items()}
+        self._table = table
+        self._rows: list[int] = []
+        seen: dict[str, set[str]] = {column: set() for column in wanted}
+        for i in range(len(table)):
+            row = Row(table[i], table.origin(i))
+            values = {column: text_of(at(row, column)) or "" for column in wanted}
+            for column, value in values.items():
+                seen[column].add(value)
+            if all(value in wanted[column] for column, value in values.items()):
+                self._rows.append(i)
+        if not self._rows:
+            there = {column: sorted(values)[:20] for column, values in seen.items()}
+            raise ConfigError(f"no row has {dict(where)}; there are {there}")
+        self.fingerprint = short_hash(
+            table.fingerprint, sorted((column, sorted(values)) for column, values in wanted.items())
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """See `Table.__getitem__`."""
+        return self._table[self._rows[index]]
+
+    def origin(self, index: int) -> str:
+        """See `Table.origin`."""
+        return self._table.origin(self._rows[index])
+
+
+class Unnested:
+    """One row for each element of a list in a row, with the columns of both. All is read once.
+
+    Args:
+        table: of rows.
+        column: holds a list of objects, or of values, which then stand in the column `name`.
+        name: of the column of plain values.
+    """
+
+    def __init__(self, table: Table, column: str, name: str = "item") -> None:
+        self._table, self.column, self.name = table, column, name
+        self._places = [
+            (i, j)
+            for i in range(len(table))
+            for j in range(len(listed(Row(table[i], table.origin(i))[column])))
+        ]
+        self.fingerprint = short_hash(table.fingerprint, column, name)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """See `Table.__getitem__`; `number` counts the elements of a list from 0."""
+        i, j = self._places[index]
+        row = self._table[i]
+        element = listed(Row(row, self._table.origin(i))[self.column])[j].value
+        inner = dict(element) if isinstance(element, Mapping) else {self.name: element}
+        outer = {name: value for name, value in row.items() if name != self.column}
+        return {**outer, "number": j, **inner}
+
+    def origin(self, index: int) -> str:
+        """See `Table.origin`."""
+        i, j = self._places[index]
+        return f"{self._table.origin(i)} {self.column}[{j}]"
+
+
+class JoinedColumns:
+    """Rows with the columns of a second table, found by a key, as annotations and questions in two files.
+
+    Args:
+        table: of rows.
+        other: its rows are read once and kept.
+        on: column of the key in `table`.
+        other_on: the same in `other`.
+
+    Raises:
+        RecordError: when a row is read that has no match.
+    """
+
+    def __init__(self, table: Table, other: Table, on: str, other_on: str | None = None) -> None:
+        self._table, self.on = table, on
+        key = other_on or on
+        rows = ((other[i], other.origin(i)) for i in range(len(other)))
+        self._others = {text_of(at(Row(row, origin), key)): row for row, origin in rows}
+        self.fingerprint = short_hash(table.fingerprint, other.fingerprint, on, key)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """See `Table.__getitem__`."""
+        row = self._table[index]
+        node = at(Row(row, self.origin(index)), self.on)
+        found = self._others.get(text_of(node))
+        if found is None:
+            raise RecordError(
+                f"{node.name}: the other table has no {node.value!r}; bring both whole"
+            )
+        return {**found, **row}
+
+    def origin(self, index: int) -> str:
+        """See `Table.origin`."""
+        return self._table.origin(index)
