@@ -24,7 +24,12 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     )
     show(planned(config, overrides), config)
     printed = capsys.readouterr().out
-    for words in ("headers of 24 samples", "memory of one rank", "layouts planned", "GPU-hours"):
+    for words in (
+        "headers of 24 samples",
+        "memory of the fullest rank",
+        "layouts planned",
+        "GPU-hours",
+    ):
         assert words in printed
     numbers = json.loads((tmp_path / "plan.json").read_text())
     assert numbers["plan"]["ranks"] == 4
@@ -74,3 +79,5 @@ def test_after_a_run_predicted_and_measured_stand_side_by_side(tmp_path, caplog)
     predicted, measured = found[0].result["TFLOP per step"]
     assert predicted == pytest.approx(measured, rel=0.5)
     assert found[0].result["step, s"][1] > 0
+    predicted, measured = found[0].result["peak memory, GiB"]
+    assert predicted == pytest.approx(measured, rel=0.1)  # measured: -6.1 %

@@ -37,6 +37,7 @@ from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.planning import tables
 from vlmkit.planning.comparison import PredictedAndMeasured, Prediction
 from vlmkit.planning.device import Device
+from vlmkit.planning.host import host_device
 from vlmkit.planning.micro_batch import AssumedMix, MicroBatch, measured_micro_batch
 from vlmkit.planning.planner import Plan, Planner, on, parameters
 from vlmkit.planning.search import Found, search
@@ -44,6 +45,10 @@ from vlmkit.planning.state import Precision, moment_bytes
 from vlmkit.training.parallel.layout import Layout
 from vlmkit.training.policy import TrainingPolicy
 from vlmkit.training.precision import BFloat16Precision, Float8Precision
+
+FEWEST_TOKENS = 2048
+"""Of a row on each context rank, where the search divides rows."""
+MOST_CONTEXT = 16
 
 PER_SAMPLE = {"stage", "data"}
 """Groups that stages of the recipe choose for themselves."""
@@ -104,18 +109,28 @@ def planned(
     ranks = ranks_of(config, layout, planner.device)
     layout = layout.for_ranks(ranks)
     plan = planner.plan(layout)
-    found = search(planner, ranks) if config.planning.search else None
+    progress = Console(stderr=True)
+    found = None
+    if config.planning.search:
+        with progress.status(f"other layouts of {ranks} ranks"):
+            found = best_layouts(planner, ranks)
     devices = [
         device
         for name in options_of("gpu")
         if (device := build(compose_config(f"gpu={name}").gpu)).name != planner.device.name
     ]
     others = [plan, *(on(planner, device).plan(layout) for device in devices)]
-    stages = [
-        _stage(name, overrides or [], ranks, config_dir, config.planning.mix)
-        for name in config.planning.stages
-    ]
+    stages = []
+    for name in config.planning.stages:
+        with progress.status(f"layouts for {name}"):
+            stages.append(_stage(name, overrides or [], ranks, config_dir, config.planning.mix))
     return PlannedRun(planner=planner, plan=plan, found=found, others=others, stages=stages)
+
+
+def best_layouts(planner: Planner, ranks: int) -> Found:
+    """Search, but do not cut rows into pieces that are too short to be worth it."""
+    row = planner.micro.tokens // planner.rows_per_micro_batch
+    return search(planner, ranks, most_context=min(max(row // FEWEST_TOKENS, 1), MOST_CONTEXT))
 
 
 def show(run: PlannedRun, config: DictConfig) -> None:
@@ -129,8 +144,8 @@ def show(run: PlannedRun, config: DictConfig) -> None:
         f"{plan.layout.world_size} x {plan.device.name}; data: {run.planner.micro.source}"
     )
     for table in (
-        tables.memory_table(plan), tables.flops_table(plan), tables.traffic_table(plan),
-        tables.time_table(plan), tables.devices_table(run.others),
+        tables.memory_table(plan), tables.phases_table(plan), tables.flops_table(plan),
+        tables.traffic_table(plan), tables.time_table(plan), tables.devices_table(run.others),
     ):  # fmt: skip
         console.print(table)
     if run.found is not None:
@@ -152,7 +167,8 @@ def show(run: PlannedRun, config: DictConfig) -> None:
 def comparison(config: DictConfig, trainer: L.Trainer) -> PredictedAndMeasured | None:
     """What says at the end of a run how far its plan was; None where it is not asked for.
 
-    The plan is for the configured device, or, where the GPU is another one of conf/gpu, for that.
+    The plan is for the configured device, or, where the GPU is another one of conf/gpu, for that; on a CPU,
+    for this one.
     """
     cuda = trainer.strategy.root_device.type == "cuda"
     if not (cuda if config.planning.compare is None else config.planning.compare):
@@ -164,6 +180,8 @@ def comparison(config: DictConfig, trainer: L.Trainer) -> PredictedAndMeasured |
             device: Device = build(compose_config(f"gpu={name}").gpu)
             if device.name in here:
                 planner = on(planner, device)
+    else:
+        planner = on(planner, host_device(planner.precision.compute))
     layout: Layout = build(config.parallel)
     plan = planner.plan(layout.for_ranks(trainer.world_size))
     micro_batches = plan.micro_batches * plan.layout.num_data_ranks
@@ -172,7 +190,9 @@ def comparison(config: DictConfig, trainer: L.Trainer) -> PredictedAndMeasured |
             step_s=plan.step_s,
             flops_per_step=plan.flops.total * micro_batches,
             peak_bytes=plan.memory.total,
-        )
+        ),
+        # compiled code drops tensors that nobody sees it make
+        watches_host=not cuda and trainer.world_size == 1 and not config.compile,
     )
 
 
@@ -295,7 +315,7 @@ def _stage(
         *kept, f"stage={name}", "data_root=none", config_name="plan", config_dir=config_dir
     )
     planner = planner_for(config, mix)
-    found = search(planner, ranks)
+    found = best_layouts(planner, ranks)
     return tables.StageCost(
         name=name,
         tokens=float(config.stage.tokens),

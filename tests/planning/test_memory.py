@@ -19,7 +19,6 @@ from vlmkit.planning.parts import parts_of
 from vlmkit.planning.runs import PartRuns, dims_of
 from vlmkit.planning.state import Precision, moment_bytes
 from vlmkit.planning.trace import Tracer
-from vlmkit.training.meters.work import sample_lengths
 from vlmkit.training.parallel.layout import Layout
 
 CASES = [
@@ -84,14 +83,7 @@ def planned(config, batch, micro_batches: int):
     weights = torch.bfloat16 if config.trainer.get("plugins") else torch.float32
     precision = Precision(weights=weights, autocast=config.trainer.precision == "bf16-mixed")
     layout = Layout(zero=0)
-    micro = MicroBatch(
-        tokens=batch.input_ids.numel(),
-        lengths=tuple(sample_lengths(batch)),
-        frames=batch.vision.segments.lengths,
-        scored=len(batch.scored_index),
-        visual_tokens=batch.vision.num_visual_tokens,
-        source="the batch",
-    )
+    micro = MicroBatch.of(batch)
     tracer = Tracer(weights, weights, autocast=precision.autocast)
     runs = PartRuns(tracer, micro, dims_of(model), 2, build(config.module.loss))
     line = parts_of(model, layout)

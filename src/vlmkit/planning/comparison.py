@@ -6,7 +6,8 @@ import logging
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from vlmkit.batch import StepBatch
+from vlmkit.planning.live_bytes import LiveBytes
 from vlmkit.training.meters.flops import ModelFlops
 from vlmkit.training.meters.step_meter import GIB, StepCounts, sharing
 
@@ -36,15 +38,30 @@ class Prediction:
 
 
 class PredictedAndMeasured(Callback):
-    """Says at the end how far a plan was from the run: memory (on CUDA), step time, FLOPs.
+    """Says at the end how far a plan was from the run: memory, step time, FLOPs.
+
+    On CUDA the allocator knows the peak. On a CPU tensors are counted as operations make and drop them, in a
+    few steps after the warm-up, which are not timed; the largest peak stands.
 
     Args:
         prediction: of the plan.
         warmup_steps: first steps that are left out.
+        watches_host: count tensors of CPU steps.
+        watched_steps: number of them.
     """
 
-    def __init__(self, prediction: Prediction, warmup_steps: int = 3) -> None:
+    def __init__(
+        self,
+        prediction: Prediction,
+        warmup_steps: int = 3,
+        watches_host: bool = False,
+        watched_steps: int = 3,
+    ) -> None:
         super().__init__()
+        self._watched = range(warmup_steps, warmup_steps + watched_steps * watches_host)
+        self._live: LiveBytes | None = None
+        self._host_peak = math.nan
+        self._number = -1
         self.prediction, self.warmup_steps = prediction, warmup_steps
         self.seconds: list[float] = []
         self.flops: list[float] = []
@@ -62,14 +79,36 @@ class PredictedAndMeasured(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock."""
+        self._number += 1
+        if self._number in self._watched:
+            self._live = LiveBytes().__enter__()
+            optimizers = trainer.optimizers
+            states = [state for optimizer in optimizers for state in optimizer.state.values()]
+            held = [*pl_module.parameters(), *_tensors(states), *_tensors(batch)]
+            for tensor in held:
+                self._live.count(tensor)
         self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
         """Stop it: on CUDA steps queue up, and the mean over many is that of the device."""
-        self.seconds.append(time.perf_counter() - self._start)
+        if self._live is not None:
+            self._stop_watching()
+        else:
+            self.seconds.append(time.perf_counter() - self._start)
         self.flops.append(StepCounts.of(batch, self._flops).flops)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave operations alone again."""
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+            peak, self._live = self._live.peak, None
+            # not max(): nothing compares with nan
+            self._host_peak = peak if not self._host_peak > peak else self._host_peak
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare, and say so."""
@@ -85,7 +124,7 @@ class PredictedAndMeasured(Callback):
             "step, s": (self.prediction.step_s, statistics.mean(kept)),
             "peak memory, GiB": (
                 self.prediction.peak_bytes / GIB,
-                torch.cuda.max_memory_allocated() / GIB if cuda else math.nan,
+                (torch.cuda.max_memory_allocated() if cuda else self._host_peak) / GIB,
             ),
         }
         if trainer.is_global_zero:
@@ -100,3 +139,16 @@ class PredictedAndMeasured(Callback):
         _, ranks_per_layer = sharing(trainer)
         summed = trainer.strategy.all_gather(mean.to(trainer.strategy.root_device)).sum()
         return float(summed) / ranks_per_layer
+
+
+def _tensors(held: Any) -> Iterator[torch.Tensor]:
+    """In batches, states, and whatever holds them."""
+    if isinstance(held, torch.Tensor):
+        yield held
+    elif is_dataclass(held) and not isinstance(held, type):
+        yield from _tensors(list(vars(held).values()))
+    elif isinstance(held, Mapping):
+        yield from _tensors(list(held.values()))
+    elif isinstance(held, list | tuple):
+        for item in held:
+            yield from _tensors(item)

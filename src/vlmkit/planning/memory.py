@@ -17,6 +17,30 @@ from vlmkit.training.parallel.layout import Layout
 Bytes = Mapping[str, float]
 
 
+PHASES = {
+    "patches": "vision encoder",
+    "vision": "vision encoder",
+    "merger": "mergers",
+    "embedding": "embedding",
+    "decoder": "decoder",
+    "loss": "head and loss",
+}
+"""What runs, by the kind of part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Bytes at the peak of a phase.
+
+    Attributes:
+        total: of everything.
+        working: of what the part at work makes and drops again, such as a chunk of logits.
+    """
+
+    total: float
+    working: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes of one rank at the moment when it holds most.
@@ -25,11 +49,13 @@ class Memory:
         at: which moment.
         lines: bytes by what they are.
         parameters: numbers of the rank, whether gathered or its own part.
+        phases: by what runs, the most that is held meanwhile, and how much of it is only for that.
     """
 
     at: str
     lines: Bytes
     parameters: float
+    phases: Mapping[str, Phase]
 
     @property
     def total(self) -> float:
@@ -100,7 +126,13 @@ class Timeline:
     ) -> None:
         self.line, self.runs, self.divided = line, runs, divided
         self.micro_batches, self.in_flight = micro_batches, in_flight
-        self.traces = [self._trace(part, part.name in recomputed) for part in line]
+        known: dict[tuple[object, ...], PartTrace] = {}  # equal parts are asked for once
+        self.traces = []
+        for part in line:
+            key = (part.signature, part.input_grad, part.name in recomputed)
+            if key not in known:
+                known[key] = self._trace(part, part.name in recomputed)
+            self.traces.append(known[key])
         self.moments = sum(
             n / divided.parts(part, name) * moments.get(f"{part.prefix}.{name}", 0.0)
             for part in line
@@ -109,6 +141,7 @@ class Timeline:
         self.own = [divided.own(part) for part in line]
         self.weights = sum(self.own) * divided.precision.weight_bytes
         self._best: tuple[float, str, dict[str, float]] = (-1.0, "", {})
+        self._phases: dict[str, Phase] = {}
 
     def memory(self) -> Memory:
         """The moment of the peak."""
@@ -131,9 +164,8 @@ class Timeline:
         if not self.divided.is_mesh and self.divided.layout.world_size > 1:
             held["buckets"] = whole_gradients
         for i, (part, trace) in enumerate(zip(self.line, self.traces, strict=True)):
-            self._see(
-                f"forward pass of {part.name}", state, held, trace.forward_peak, self._units(i, 1)
-            )
+            at = f"forward pass of {part.name}"
+            self._see(at, PHASES[part.kind], state, held, trace.forward_peak, self._units(i, 1))
             held[f"activations: {part.kind}"] += trace.kept - trace.cast
             held["cast weights"] += trace.cast
         held["visual tokens"] = 0.0
@@ -143,21 +175,25 @@ class Timeline:
             reduced = 0.0
             if self.divided.is_mesh and self.divided.precision.autocast:
                 reduced = sum(part.trained.values()) * self.divided.reduced_bytes
-            self._see(
-                f"backward pass of {part.name}", state, held, working + reduced, self._units(i, -1)
-            )
+            at = f"backward pass of {part.name}"
+            self._see(at, PHASES[part.kind], state, held, working + reduced, self._units(i, -1))
             held[f"activations: {part.kind}"] -= trace.kept - trace.cast
             if self.micro_batches == 1:
                 held["gradients"] += gradients[i]
         held["gathered weights"] = held["cast weights"] = 0.0
-        self._see("optimiser step", state, held, 0.0, 0.0)
+        self._see("optimiser step", "optimiser step", state, held, 0.0, 0.0)
         _, at, lines = self._best
-        return Memory(at=at, lines=lines, parameters=sum(self.own))
+        return Memory(at=at, lines=lines, parameters=sum(self.own), phases=self._phases)
 
-    def _see(self, at: str, state: Bytes, held: Bytes, working: float, gathered: float) -> None:
+    def _see(
+        self, at: str, phase: str, state: Bytes, held: Bytes, working: float, gathered: float
+    ) -> None:
         lines = {**state, **held, "working": working}
         lines["gathered weights"] = lines.get("gathered weights", 0.0) + gathered
-        if (total := sum(lines.values())) > self._best[0]:
+        total = sum(lines.values())
+        if phase not in self._phases or total > self._phases[phase].total:
+            self._phases[phase] = Phase(total=total, working=working)
+        if total > self._best[0]:
             self._best = total, at, {name: value for name, value in lines.items() if value}
 
     def _gradients(self) -> list[float]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vlmkit.batch import VLMBatch
 from vlmkit.data.order.mixture import Mixture
 from vlmkit.data.rows import Rows
 from vlmkit.data.sizes.measured import Measured
 from vlmkit.errors import ConfigError
-from vlmkit.training.meters.work import Work
+from vlmkit.training.meters.work import Work, sample_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,19 @@ class MicroBatch:
     scored: int
     visual_tokens: int
     source: str
+
+    @classmethod
+    def of(cls, batch: VLMBatch) -> MicroBatch:
+        """That of a batch which is there."""
+        vision = batch.vision
+        return cls(
+            tokens=batch.input_ids.numel(),
+            lengths=tuple(sample_lengths(batch)),
+            frames=vision.segments.lengths if vision is not None else (),
+            scored=len(batch.scored_index) if batch.scored_index is not None else 0,
+            visual_tokens=vision.num_visual_tokens if vision is not None else 0,
+            source="the batch",
+        )
 
     @property
     def patches(self) -> int:

@@ -87,6 +87,7 @@ class Plan:
                 "at": self.memory.at,
                 "own_parameters": self.memory.parameters,
                 "bytes": dict(self.memory.lines),
+                "phases": {name: {**vars(phase)} for name, phase in self.memory.phases.items()},
             },
             "communication": [{**vars(traffic)} for traffic in self.traffic],
             "flops_of_a_micro_batch": {

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from vlmkit.planning.planner import Plan
 from vlmkit.planning.search import Found
@@ -19,6 +21,17 @@ SHORT = {
     "context": "cp",
     "tensor": "tp",
 }
+
+
+LABELS = {
+    "batch": "packed batch (patches, ids, positions)",
+    "visual tokens": "visual tokens (merged, DeepStack)",
+    "gathered weights": "gathered weights of parts at work",
+    "cast weights": "bfloat16 copies of weights",
+    "working": "working memory of the part at work",
+    "buckets": "buckets of gradients",
+}
+"""Longer names of lines of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,47 +67,58 @@ def name_of(layout: Layout) -> str:
     return f"{named}, zero {layout.zero}" if layout.zero else named
 
 
-def memory_table(plan: Plan) -> Table:
-    """Bytes of the rank that holds most."""
+def memory_table(plan: Plan) -> RenderableType:
+    """Bytes of the rank that holds most, at its fullest moment."""
     verdict = "fits" if plan.fits else "does not fit"
-    table = _table(
-        f"memory of one rank, {name_of(plan.layout)}, in the {plan.memory.at}", "", "GiB"
-    )
+    table = _table("", "GiB")
     for name, size in plan.memory.lines.items():
-        table.add_row(name, f"{size / GIB:,.2f}")
+        table.add_row(LABELS.get(name, name), f"{size / GIB:,.2f}")
     table.add_section()
     usable = plan.device.usable_bytes / GIB
     table.add_row("in all", f"{plan.memory.total / GIB:,.2f}")
     table.add_row(f"{plan.device.name} can take: {verdict}", f"{usable:,.2f}")
-    return table
+    return _titled(
+        f"memory of the fullest rank, {name_of(plan.layout)}; most is held in the {plan.memory.at}",
+        table,
+    )
 
 
-def flops_table(plan: Plan) -> Table:
+def phases_table(plan: Plan) -> RenderableType:
+    """What is held while each part of the model is at work."""
+    table = _table("while this runs", "GiB in all", "GiB that it works with")
+    for name, phase in plan.memory.phases.items():
+        table.add_row(name, f"{phase.total / GIB:,.2f}", f"{phase.working / GIB:,.2f}")
+    return _titled("the most that is held in each phase of a step (logits: head and loss)", table)
+
+
+def flops_table(plan: Plan) -> RenderableType:
     """Of one micro-batch."""
-    table = _table("TFLOP of a micro-batch", "component", "forward", "backward")
+    table = _table("component", "forward, TFLOP", "backward, TFLOP", "share")
+    total = plan.flops.total or 1.0
     for name, forward in plan.flops.forward.items():
         backward = plan.flops.backward.get(name, 0.0)
-        table.add_row(name, f"{forward / 1e12:,.3f}", f"{backward / 1e12:,.3f}")
-    return table
+        table.add_row(
+            name, f"{forward / 1e12:,.3f}", f"{backward / 1e12:,.3f}", f"{(forward + backward) / total:.1%}"
+        )  # fmt: skip
+    return _titled("operations of a micro-batch, by definition", table)
 
 
-def traffic_table(plan: Plan) -> Table:
+def traffic_table(plan: Plan) -> RenderableType:
     """Of one rank in a step."""
-    table = _table(
-        "communication of one rank in a step", "axis", "kind", "ranks", "calls", "GiB", "seconds",
-        "hides behind compute",
-    )  # fmt: skip
+    table = _table("axis", "kind", "ranks", "calls", "GiB", "s", "hides behind compute")
     for t in plan.traffic:
         table.add_row(
             t.axis, t.kind, str(t.ranks), f"{t.calls:,}", f"{t.payload / GIB:,.3f}",
             f"{t.seconds:.4f}", "yes" if t.hides else "no",
         )  # fmt: skip
-    return table
+    if not plan.traffic:
+        table.add_row("none: one rank")
+    return _titled("communication of one rank in a step", table)
 
 
-def time_table(plan: Plan) -> Table:
+def time_table(plan: Plan) -> RenderableType:
     """Where the time of a step goes."""
-    table = _table("predicted step", "", "")
+    table = _table("", "")
     rows = {
         "compute": f"{plan.compute_s:.3f} s",
         "communication that nothing hides": f"{plan.exposed_s:.3f} s",
@@ -108,66 +132,96 @@ def time_table(plan: Plan) -> Table:
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    return table
+    return _titled("predicted step", table)
 
 
-def layouts_table(found: Found, top: int) -> Table:
-    """The fastest that fit, and those that come nearest to fitting."""
+def layouts_table(found: Found, top: int) -> RenderableType:
+    """The fastest that fit, then those that come nearest to fitting, and why they do not."""
     total = len(found.fitting) + len(found.too_large)
-    table = _table(
-        f"{total} layouts planned, {len(found.fitting)} fit", "layout", "GiB", "step, s",
-        "tokens/s", "MFU", "",
-    )  # fmt: skip
+    best = _table("layout", "GiB", "step, s", "tokens/s", "MFU")
     for plan in found.fitting[:top]:
-        table.add_row(*_row(plan), "")
+        best.add_row(*_row(plan))
+    parts: list[RenderableType] = [
+        _titled(f"{total} layouts planned, {len(found.fitting)} fit; the fastest", best)
+    ]
     if found.too_large:
-        table.add_section()
-    for plan in found.too_large[: max(top // 2, 1)]:
-        over = (plan.memory.total - plan.device.usable_bytes) / GIB
-        largest = max(plan.memory.lines, key=lambda name: plan.memory.lines[name])
-        table.add_row(
-            *_row(plan), f"{over:,.1f} GiB too much; most is {largest}, in the {plan.memory.at}"
-        )
-    return table
+        large = _table("layout", "GiB", "too much", "largest part", "held in the")
+        for plan in found.too_large[: max(top // 2, 1)]:
+            over = (plan.memory.total - plan.device.usable_bytes) / GIB
+            large.add_row(
+                name_of(plan.layout), f"{plan.memory.total / GIB:,.1f}", f"{over:,.1f}", _largest(plan),
+                plan.memory.at,
+            )  # fmt: skip
+        parts.append(_titled("nearest of those that do not fit", large))
+    # a dense model has no experts to divide, and nobody asked for it
+    if refused := [reason for reason in found.refused if " 0 experts" not in reason]:
+        parts.append(Text("\nnot planned: " + "; ".join(refused)))
+    return Group(*parts)
 
 
-def devices_table(plans: Iterable[Plan]) -> Table:
+def devices_table(plans: Iterable[Plan]) -> RenderableType:
     """One layout on several kinds of device."""
-    table = _table(
-        "the same layout on other devices", "device", "GiB of", "step, s", "tokens/s", "MFU", ""
-    )
+    table = _table("device", "GiB held", "GiB to use", "step, s", "tokens/s", "MFU", "")
     for plan in plans:
-        size = f"{plan.memory.total / GIB:,.1f} of {plan.device.usable_bytes / GIB:,.1f}"
         _, _, *rest = _row(plan)
-        table.add_row(plan.device.name, size, *rest, "" if plan.fits else "does not fit")
-    return table
+        table.add_row(
+            plan.device.name, f"{plan.memory.total / GIB:,.1f}", f"{plan.device.usable_bytes / GIB:,.1f}",
+            *rest, "" if plan.fits else "does not fit",
+        )  # fmt: skip
+    return _titled("the same layout on other devices", table)
 
 
-def stages_table(stages: Sequence[StageCost], price: float | None) -> Table:
+def stages_table(stages: Sequence[StageCost], price: float | None) -> RenderableType:
     """Device-hours of the recipe."""
-    table = _table(
-        "stages of the recipe, each under its fastest layout that fits", "stage", "tokens",
-        "layout", "MFU", "GPU-hours", "days", "cost" if price else "",
-    )  # fmt: skip
+    costs = [f"cost, at {price:g} an hour"] if price else []
+    table = _table("stage", "tokens", "layout", "MFU", "GPU-hours", "days", *costs)
+    reasons = []
     for stage in stages:
         if stage.plan is None or stage.hours is None:
-            table.add_row(stage.name, f"{stage.tokens:.3g}", _why_none(stage.nearest))
+            table.add_row(stage.name, counted(stage.tokens), "none fits")
+            reasons.append(Text(f"{stage.name}: {_why_none(stage.nearest)}"))
             continue
         table.add_row(
-            stage.name, f"{stage.tokens:.3g}", name_of(stage.plan.layout), f"{stage.plan.mfu:.1%}",
+            stage.name, counted(stage.tokens), name_of(stage.plan.layout), f"{stage.plan.mfu:.1%}",
             f"{stage.hours:,.0f}", f"{stage.hours / stage.plan.layout.world_size / 24:,.1f}",
-            f"{stage.cost:,.0f}" if stage.cost is not None else "",
+            *([f"{stage.cost:,.0f}"] if stage.cost is not None else []),
         )  # fmt: skip
-    return table
+    known = [stage for stage in stages if stage.hours is not None]
+    if len(known) > 1:
+        table.add_section()
+        hours = sum(stage.hours or 0.0 for stage in known)
+        cost = [f"{sum(stage.cost or 0.0 for stage in known):,.0f}"] if price else []
+        ranks = known[0].plan.layout.world_size if known[0].plan else 1
+        table.add_row(
+            "in all" if len(known) == len(stages) else "those that fit",
+            counted(sum(stage.tokens for stage in known)), "", "",
+            f"{hours:,.0f}", f"{hours / ranks / 24:,.1f}", *cost,
+        )  # fmt: skip
+    return Group(
+        _titled("stages of the recipe, each under its fastest layout that fits", table), *reasons
+    )
+
+
+def counted(number: float) -> str:
+    """A large number in thousands, millions and so on: 67 B, 1.5 T."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:,.3g} {letter}"
+    return f"{number:,.0f}"
+
+
+def _largest(plan: Plan) -> str:
+    lines = plan.memory.lines
+    return max(lines, key=lambda name: lines[name])
 
 
 def _why_none(nearest: Plan | None) -> str:
     if nearest is None:
         return "none fits: fewer rows in a step than ranks"
-    largest = max(nearest.memory.lines, key=lambda name: nearest.memory.lines[name])
+    usable = nearest.device.usable_bytes / GIB
     return (
-        f"none fits: {name_of(nearest.layout)} takes {nearest.memory.total / GIB:,.0f} GiB, most of it "
-        f"{largest}"
+        f"none fits: the smallest, {name_of(nearest.layout)}, takes {nearest.memory.total / GIB:,.0f} of "
+        f"{usable:,.0f} GiB in the {nearest.memory.at}, most of it {_largest(nearest)}"
     )
 
 
@@ -178,8 +232,13 @@ def _row(plan: Plan) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 1))
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table
+
+
+def _titled(title: str, table: Table) -> Group:
+    """A title as long as it likes, and space before it."""
+    return Group(Text(f"\n{title}", style="italic"), table)
