@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.commands import run_command
 from tests.evaluation.fakes import FakeAnswerer
 from tests.evaluation.public_rows import FILES, ODINW, write_all
+from tests.untrained import save_run
 from vlmkit.build import CONF_DIR, build, compose_config, options_of
 from vlmkit.data.geometry.shapes import (
     Box,
@@ -26,7 +30,7 @@ from vlmkit.data.geometry.shapes import (
 )
 from vlmkit.data.record import ImagePart, TextPart, VideoPart
 from vlmkit.errors import ConfigError
-from vlmkit.evaluate import benchmarks_of
+from vlmkit.evaluate import benchmarks_of, main
 from vlmkit.evaluation.benchmark import Benchmark
 from vlmkit.evaluation.evaluator import evaluate
 from vlmkit.evaluation.extract.blocks import Block
@@ -310,6 +314,7 @@ def test_one_rotation_that_is_missed_takes_the_credit_of_its_question(benchmarks
     answers = {q.key: right(q.target) for q in questions_of(benchmark)}
     result = evaluate(benchmark, FakeAnswerer({**answers, "7+2": "A"}), tmp_path)
     assert result.score.value == 0.5
+    assert result.chance == pytest.approx((0.25**4 + 0.5**2) / 2)  # as the metric knows it
 
 
 def test_parts_count_alike_however_many_questions_they_have(benchmarks, tmp_path):
@@ -396,6 +401,33 @@ def test_the_folder_of_the_data_is_no_part_of_the_protocol(benchmarks, tmp_path)
     ours, theirs = (b.spec(FakeAnswerer({}), None, 0) for b in (benchmarks["refcoco"], moved))
     assert ours.differences(theirs) == []
     assert ours.protocol == theirs.protocol
+
+
+def test_a_run_answers_about_pictures_a_video_and_a_screen(root, tmp_path, capsys):
+    """From the command line, with a model: interleaved pictures, a video, a declared tool."""
+    video = root / "charades_sta/Charades_v1_480/3MSZA.mp4"
+    video.parent.mkdir(exist_ok=True)
+    shutil.copy(files("vlmkit.assets") / "video/big_buck_bunny.mp4", video)
+    code = run_command(
+        main,
+        f"run={save_run(tmp_path / 'run')}",
+        "benchmark=[mmmu,charades_sta,screenspot_pro]",
+        f"benchmark_root={root}",
+        "max_new_tokens=2",
+    )
+    assert code == 0, capsys.readouterr().err
+    found = {
+        result["spec"]["benchmark"]: result
+        for result in (json.loads(path.read_text()) for path in tmp_path.rglob("result.json"))
+    }
+    assert set(found) == {"mmmu", "charades_sta", "screenspot_pro"}
+    for result in found.values():
+        assert result["unanswered"] == {}
+        assert result["prompt_tokens"] > 50
+        assert result["published"]["instruct"]["8b"] > 0.5
+        assert result["spec"]["prompt"]["questions"]
+    assert found["charades_sta"]["by_category"] == {}
+    assert set(found["mmmu"]["by_category"]) == {"kind", "subject"}
 
 
 def columns_renamed(root, name: str, old: str, new: str) -> Sequence[Question]:

@@ -56,7 +56,7 @@ class Benchmark:
         primary: the metric that stands for the benchmark.
         decoding: how answers are drawn.
         budget: of pixels and frames.
-        chance: value of the primary metric that guessing reaches, where that is known.
+        chance: value of the primary metric that guessing reaches; None: as the metric knows it.
         published: scores of others.
         about: one line on what is asked, and of what kind the data are.
 

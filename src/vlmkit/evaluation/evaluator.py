@@ -170,14 +170,18 @@ def score(
             categories=dict(question.categories),
         )
     published = benchmark.published
+    computed = {name: metric.compute() for name, metric in metrics.items()}
+    chance = benchmark.chance
+    if chance is None and math.isfinite(of_metric := computed[benchmark.primary].chance):
+        chance = of_metric
     found = {
         "primary": benchmark.primary,
-        "scores": {name: Score.of(metric.compute()) for name, metric in metrics.items()},
+        "scores": {name: Score.of(value) for name, value in computed.items()},
         "by_category": {
             category: {value: Score.of(metric.compute()) for value, metric in sorted(each.items())}
             for category, each in parts.items()
         },
-        "chance": benchmark.chance,
+        "chance": chance,
         "unanswered": dict(unanswered),
         "cut_off": cut_off / answers if answers else 0.0,
         "prompt_tokens": prompt_tokens,

@@ -30,8 +30,8 @@ class Verdict(Enum):
 class MathEquality:
     """Symbolic and numeric equality by math-verify.
 
-    The process starts with the first question, and again after a question that took too long. Copies
-    and pickles start one of their own.
+    The process starts with the first question, and again after a question that took too long. Deep copies,
+    such as those of a metric, share it; pickles start one of their own.
 
     Args:
         limit_s: seconds for one question.
@@ -50,6 +50,10 @@ class MathEquality:
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the process."""
         return type(self), (self.limit_s, self.start_limit_s)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MathEquality:
+        """Itself: it keeps nothing of a question, and a process takes seconds to start."""
+        return self
 
     def __call__(self, text: str, gold: str) -> Verdict:
         """Compare.

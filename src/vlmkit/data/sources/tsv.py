@@ -90,7 +90,8 @@ class TsvTable:
             if texts.get(column) is None:
                 continue
             source = int(self._places[number].numbers(f"row of {column}")[row])
-            count = len(self._pictures(number, source, column))
+            own = texts[column] if source == row else self._texts(number, source)[column]
+            count = len(_listed(own or ""))
             name = f"{self.origin(index)} {column}"
             values[column] = [
                 TsvPicture(self, number, source, column, i, f"{name}[{i}]" if count > 1 else name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,8 +26,9 @@ class _Annotations:
         if len(files) != 1:
             raise ConfigError(f"{paths} names {len(files)} files: name one file of annotations")
         (self.file,) = files
-        content = self.file.path.read_bytes()
-        self.fingerprint = fingerprint_of(kind, files, [short_hash(content.hex())])
+        with self.file.path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        self.fingerprint = fingerprint_of(kind, files, [digest])
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "content"}
