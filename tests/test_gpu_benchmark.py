@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.gpu import Runner, affordable, main
 from benchmarks.on_gpu.bench import Bench
-from benchmarks.on_gpu.canvases import EmojiCanvases, packs
+from benchmarks.on_gpu.canvases import PUBLISHED_PIXELS, EmojiCanvases, packs
 from benchmarks.on_gpu.cases import CASES
 from benchmarks.on_gpu.scale import TOY
 
@@ -118,8 +118,9 @@ assert not torch.cuda.is_initialized()
 
 
 def test_padded_rows_are_the_samples_of_the_pack():
-    config = compose_config("model=qwen3vl_tiny")
+    config = compose_config("model=qwen3vl_tiny", *PUBLISHED_PIXELS)
     (pack,) = packs(config, 512, 1, EmojiCanvases((2, 4), 2))
+    assert min(len(e.patches) for e in pack.examples) >= 4 * 64  # pictures are not made small
     inputs = pack.padded()
     special = build(config.processor).special_tokens
     again = batch_from_hf(inputs, special, merge_size=2)

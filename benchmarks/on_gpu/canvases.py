@@ -25,6 +25,9 @@ from vlmkit.data.record import Conversation, ImagePart
 from vlmkit.data.rows import Rows
 from vlmkit.sequence import TextSpan
 
+PUBLISHED_PIXELS = ("processor.image.min_pixels=65536", "processor.image.max_pixels=16777216")
+"""Overrides: the budget of the released processor, instead of the quickstart's thumbnails."""
+
 CELL = 64
 """Pixels on a side of a shipped drawing."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from benchmarks.on_gpu.bench import Bench
-from benchmarks.on_gpu.canvases import EmojiCanvases, packs
+from benchmarks.on_gpu.canvases import PUBLISHED_PIXELS, EmojiCanvases, packs
 from benchmarks.on_gpu.sides import dress
 from torch import Tensor
 
@@ -81,7 +81,7 @@ class Outcome:
 def correctness(bench: Bench) -> None:
     """Dense and mixture."""
     for name, overrides in bench.scale.small.items():
-        config = compose_config(*overrides)
+        config = compose_config(*overrides, *PUBLISHED_PIXELS)
         source = EmojiCanvases((2, 5), 3, seed=1)
         (pack,) = packs(config, bench.scale.small_tokens, 1, source)
         torch.manual_seed(0)

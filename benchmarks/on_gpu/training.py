@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from benchmarks.on_gpu.bench import Bench, spread
-from benchmarks.on_gpu.canvases import EmojiCanvases, described, packs
+from benchmarks.on_gpu.canvases import PUBLISHED_PIXELS, EmojiCanvases, described, packs
 from benchmarks.on_gpu.ceilings import matmul_tflops, wall
 from benchmarks.on_gpu.memory import fitting_plan, peak_of_step, planned_device
 from benchmarks.on_gpu.scale import Training
@@ -52,7 +52,13 @@ def config_of(spec: Training, *more: str) -> Any:
     """The config of a run like the case."""
     adapters = "lora=default" if spec.lora else "lora=none"
     return compose_config(
-        *spec.model, "precision=bf16_true", "optim=adamw_bf16", "loss=per_token", adapters, *more
+        *spec.model,
+        *PUBLISHED_PIXELS,
+        "precision=bf16_true",
+        "optim=adamw_bf16",
+        "loss=per_token",
+        adapters,
+        *more,
     )
 
 
