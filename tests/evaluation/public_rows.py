@@ -183,6 +183,7 @@ def hallusion(root: Path) -> None:
         root / "HallusionBench.tsv",
         {"index": "hallusion_VD_figure_1_0_0", "answer": "Yes", **shared},
         {"index": "hallusion_VD_figure_1_1_0", "answer": "No", **shared},
+        {"index": "hallusion_VS_figure_2_0_0", "answer": "No", **shared, "image": ""},
     )
 
 
@@ -393,6 +394,8 @@ def mvbench(root: Path) -> None:
         "answer": "No.",
     }
     text(root / "MVBench/json/action_sequence.json", json.dumps([{**row, "start": 1.5, "end": 4}]))
+    twice = {**row, "candidates": ["No.", "Yes.", "No."]}
+    text(root / "MVBench/json/action_count.json", json.dumps([twice]))
     text(root / "MVBench/json/episodic_reasoning.json", json.dumps([{**row, "video": "clip"}]))
     for i in range(4):
         picture(root / f"MVBench/video/tvqa/frames_fps3_hq/clip/{i:05}.jpg")
@@ -491,7 +494,7 @@ def supergpqa(root: Path) -> None:
 def mmlu_redux(root: Path) -> None:
     row = {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 3}
     rows = [{**row, "error_type": "ok"}, {**row, "error_type": "wrong_groundtruth"}]
-    parquet(root / "mmlu-redux-2.0/anatomy/test-0.parquet", *rows)
+    parquet(root / "mmlu-redux-2.0/anatomy/test/0000.parquet", *rows)
 
 
 def aime(root: Path) -> None:

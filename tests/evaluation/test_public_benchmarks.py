@@ -36,17 +36,14 @@ from vlmkit.evaluation.evaluator import evaluate
 from vlmkit.evaluation.extract.blocks import Block
 from vlmkit.evaluation.math_equality import MathEquality, Verdict
 from vlmkit.evaluation.metrics.by_kind import Kinded
+from vlmkit.evaluation.metrics.detection_sets import OfSet
 from vlmkit.evaluation.metrics.grounding import Mask
 from vlmkit.evaluation.metrics.multiple_choice import Choice
 from vlmkit.evaluation.metrics.yes_no import HallusionQuestion
 from vlmkit.evaluation.oriented_boxes import iou_3d, rotation
 from vlmkit.evaluation.question import Question
 
-NAMES = [
-    name
-    for option in FILES
-    for name in ([f"odinw_{part}" for part in ODINW] if option == "odinw13" else [option])
-]
+NAMES = list(FILES)
 MALFORMED = ("", "<think>It could be")
 NO_ANSWER = (Choice, Box, Mask, TimeSpan, HallusionQuestion, int, float)
 """Targets with which "I cannot tell." is no answer; words could be one to a question that wants words."""
@@ -103,6 +100,8 @@ def right(target: Any) -> str:
             return grounding_text([Grounding(target)], time=seconds)
         case int() | float() | str():
             return str(target)
+        case OfSet():
+            return grounding_text(target.items, Relative1000())
         case [Grounding(), *_]:
             return grounding_text(target, Relative1000())
         case [Block(), *_]:
@@ -130,8 +129,9 @@ def wrong(target: Any) -> str:
             return '{"start": 900.0, "end": 901.0}'
         case [Grounding(shape=Box3D()) as item, *_]:
             return json.dumps([{"bbox_3d": [9, 9, 90, 1, 1, 1, 0, 0, 0], "label": item.label}])
-        case [Grounding() as item, *_]:
-            return json.dumps([{"bbox_2d": [990, 990, 1000, 1000], "label": item.label}])
+        case OfSet():
+            label = target.items[0].label
+            return json.dumps([{"bbox_2d": [990, 990, 1000, 1000], "label": label}])
         case "yes":
             return "no"
         case "no":
@@ -199,9 +199,6 @@ def test_right_wrong_and_malformed_answers(benchmarks, tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_is_printed_beside_published_numbers(benchmarks, name):
     benchmark = benchmarks[name]
-    if name.startswith("odinw"):  # published is their mean
-        assert benchmark.published is None
-        return
     assert benchmark.published is not None
     scaled = benchmark.published.scaled()
     assert set(scaled) <= {"instruct", "thinking"}
@@ -233,7 +230,7 @@ PROMPTS = {
         '<Image>Locate every object that matches the description "left hat" in the image. '
         "Report bbox coordinates in JSON format."
     ],
-    "odinw_pothole": [
+    "odinw13": [
         "<Image>Locate every instance that belongs to the following categories: Fire-truck, dog. "
         "Report bbox coordinates and labels in JSON format."
     ],
@@ -295,6 +292,8 @@ def test_thinking_checkpoints_are_asked_and_sampled_otherwise(root, benchmarks):
 def test_rows_that_are_no_questions_are_left_out(benchmarks):
     assert [q.key for q in questions_of(benchmarks["mmmu"])] == ["choice/2", "open/3"]
     assert len(benchmarks["mmlu_redux"].questions) == 1
+    assert len(benchmarks["hallusionbench"].questions) == 2
+    assert questions_of(benchmarks["mmlu_redux"])[0].categories == {"subject": "anatomy"}
     (page,) = questions_of(benchmarks["omnidocbench_en"])
     assert [block.text for block in page.target] == [
         *("Of Hats", "x^2 + 1", "<table><tr><td>a</td><td>b</td></tr></table>", "They are worn.")
@@ -329,6 +328,16 @@ def test_parts_count_alike_however_many_questions_they_have(benchmarks, tmp_path
     assert result.scores["accuracy"].parts["score"][0] == pytest.approx(3 / 4)
 
 
+def test_the_mean_over_sets_is_that_of_their_own_maps(benchmarks, tmp_path):
+    benchmark = benchmarks["odinw13"]
+    answers = {q.key: right(q.target) for q in questions_of(benchmark)}
+    missed = {"aquarium/3": wrong(benchmark.questions[0].target), "pothole/3": "[]"}
+    result = evaluate(benchmark, FakeAnswerer({**answers, **missed}), tmp_path)
+    assert result.score.value == pytest.approx(11 / 13)
+    by_set = {name: score.value for name, score in result.by_category["set"].items()}
+    assert by_set == {name: 0 if f"{name}/3" in missed else 1 for name in ODINW}
+
+
 def test_an_order_of_options_is_drawn_for_each_question_and_always_the_same(benchmarks, root):
     def letters(benchmark: Benchmark) -> list[str]:
         return [str(q.target.answer) for q in questions_of(benchmark)]
@@ -352,7 +361,7 @@ def test_an_order_of_options_is_drawn_for_each_question_and_always_the_same(benc
 
 
 def test_videos_are_cut_and_folders_are_frames(benchmarks):
-    cut, frames = (
+    _, cut, frames = (
         part
         for question in questions_of(benchmarks["mvbench"])
         for part in question.conversation.parts
@@ -361,6 +370,11 @@ def test_videos_are_cut_and_folders_are_frames(benchmarks):
     assert (cut.start_s, cut.end_s) == (1.5, 4)
     assert cut.video.name.endswith("video/star/Charades_v1_480/1.mp4")
     assert frames.video.times_s == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_options_with_the_same_words_are_right_alike(benchmarks):
+    (question, *_) = questions_of(benchmarks["mvbench"])
+    assert question.target.target.answers == {"A", "C"}
 
 
 def test_the_tool_of_gui_benchmarks_is_declared(benchmarks):
@@ -385,7 +399,7 @@ def test_missing_files_are_named_with_the_place_to_get_them(tmp_path, name):
     )
     words = {
         "mmstar": r"benchmark mmstar: .*there is no file .*MMStar.tsv.* Get it from https://.*MMStar.tsv",
-        "odinw13": r"benchmark odinw_aerial.*large/test/annotations.* Get it from https://.*GLIP",
+        "odinw13": r"benchmark odinw13: .*large/test/annotations.* Get it from https://.*GLIP",
         "mlvu": r"benchmark mlvu: .*1_plotQA.json.* Get it from https://.*MVLU, and set benchmark_root",
     }
     with pytest.raises(ConfigError, match=words[name]):

@@ -30,6 +30,8 @@ _CIRCLE = 1_000_000
 class MultipleChoice:
     """A question with its options; the target is a `Choice`.
 
+    Where options have the same words, all are right that have those of the right one.
+
     Attributes:
         prompt: `{hint}` and `{options}` are what the other fields make; other names are columns.
         option: of one option, with `{letter}` and `{text}`; options are joined by line breaks.
@@ -90,7 +92,7 @@ class MultipleChoice:
             looked_at,
             self.shown(looked_at),
             fill(self.prompt, looked_at, values),
-            Choice.of(LETTERS[order.index(right)], ordered),
+            Choice.of(_letters(ordered, order.index(right)), ordered),
             self.naming,
             interleaved=self.interleaved,
             system=self.system,
@@ -107,6 +109,12 @@ class MultipleChoice:
         if not 2 <= len(texts) <= len(LETTERS):
             raise row.error(f"it has {len(texts)} options", "multiple choice needs 2 to 26")
         return texts
+
+
+def _letters(texts: list[str], right: int) -> str | list[str]:
+    """Of the right option, and of others with the same words; one letter is a text."""
+    same = [LETTERS[i] for i, text in enumerate(texts) if text and text == texts[right]]
+    return same if len(same) > 1 else LETTERS[right]
 
 
 class RotatedQuestions:

@@ -162,12 +162,11 @@ class RightText:
     def __call__(self, row: Row, texts: Sequence[str]) -> int:
         """See `Right`."""
         node = at(row, self.column)
-        same = [i for i, text in enumerate(texts) if text.strip() == needed(node).strip()]
-        if len(same) != 1:
-            raise node.error(
-                f"{node.value!r} is {len(same)} of the options {list(texts)}", "mend the row"
-            )
-        return same[0]
+        said = needed(node).strip()
+        number = next((i for i, text in enumerate(texts) if text.strip() == said), None)
+        if number is None:
+            raise node.error(f"{node.value!r} is none of the options {list(texts)}", "mend the row")
+        return number
 
 
 @dataclass(frozen=True)

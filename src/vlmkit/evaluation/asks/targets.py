@@ -24,6 +24,7 @@ from vlmkit.evaluation.asks.values import (
     text_of,
 )
 from vlmkit.evaluation.extract.blocks import Block
+from vlmkit.evaluation.metrics.detection_sets import OfSet
 from vlmkit.evaluation.metrics.grounding import Mask
 from vlmkit.evaluation.metrics.yes_no import HallusionQuestion
 
@@ -249,6 +250,23 @@ class LabelledBoxes:
                 raise node.error(str(error), "mend the row") from error
             found.append(Grounding(box, needed(label)))
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxesOfSet:
+    """All boxes of a picture, and the set that it belongs to.
+
+    Attributes:
+        boxes: finds the boxes.
+        name: column with the name of the set.
+    """
+
+    boxes: LabelledBoxes = field(default_factory=LabelledBoxes)
+    name: str = "set"
+
+    def __call__(self, row: Row, parts: Sequence[Part]) -> OfSet:
+        """See `ReadTarget`."""
+        return OfSet(needed(at(row, self.name)), tuple(self.boxes(row, parts)))
 
 
 @dataclass(frozen=True, kw_only=True)

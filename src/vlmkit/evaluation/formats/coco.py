@@ -72,7 +72,8 @@ class CocoTable:
     """One row per picture.
 
     Columns: `file_name`, `width`, `height`, `boxes` (left, top, width, height in pixels), `labels` of the
-    boxes, and `categories`, the names of all. Boxes of crowds are left out.
+    boxes, `categories`, the names of all, and `path` of the picture, beside the JSON file. Boxes of
+    crowds are left out.
 
     Args:
         paths: one JSON file.
@@ -91,6 +92,7 @@ class CocoTable:
             found = [a for a in by_image.get(image["id"], []) if not a.get("iscrowd")]
             self._rows.append({
                 **_of_image(image),
+                "path": str(read.file.path.parent / str(image.get("file_name", ""))),
                 "boxes": [list(a["bbox"]) for a in found],
                 "labels": [names[a["category_id"]] for a in found],
                 "categories": used,

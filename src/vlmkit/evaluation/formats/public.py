@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmkit.data.sources.arrow_file import Joined
 from vlmkit.data.sources.auto import open_table
 from vlmkit.data.sources.files import Paths, short_hash
 from vlmkit.data.sources.row import Row
@@ -15,7 +16,9 @@ from vlmkit.evaluation.asks.values import at, listed, text_of
 
 
 class PublicFiles:
-    """Rows of files; each has `file`, the name of its file without suffix, and `parent`, of its folder.
+    """Rows of files, which say where they are from.
+
+    Columns `file`, the name of the file without suffix, `parent`, of its folder, and `grandparent`.
 
     Args:
         paths: see `Paths`; the suffix says which kind of table it is.
@@ -43,7 +46,8 @@ class PublicFiles:
         row = self._table[index]
         origin = self.origin(index)
         path = Path(origin.rpartition(":")[0] or origin)
-        return {"file": path.stem, "parent": path.parent.name, **row}
+        folders = {"parent": path.parent.name, "grandparent": path.parent.parent.name}
+        return {"file": path.stem, **folders, **row}
 
     def origin(self, index: int) -> str:
         """See `Table.origin`."""
@@ -56,12 +60,19 @@ class Selected:
     Args:
         table: of rows.
         where: values that are kept, by column.
+        filled: columns that must not be empty, such as those of pictures.
 
     Raises:
         ConfigError: no row has them; names the values that there are.
     """
 
-    def __init__(self, table: Table, where: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        where: Mapping[str, Sequence[Any]] | None = None,
+        filled: Sequence[str] = (),
+    ) -> None:
+        where = where or {}
         wanted = {column: {str(value) for value in values} for column, values in where.items()}
         self._table = table
         self._rows: list[int] = []
@@ -71,13 +82,17 @@ class Selected:
             values = {column: text_of(at(row, column)) or "" for column in wanted}
             for column, value in values.items():
                 seen[column].add(value)
-            if all(value in wanted[column] for column, value in values.items()):
+            fits = all(value in wanted[column] for column, value in values.items())
+            if fits and all(at(row, column).value not in (None, "", []) for column in filled):
                 self._rows.append(i)
         if not self._rows:
             there = {column: sorted(values)[:20] for column, values in seen.items()}
-            raise ConfigError(f"no row has {dict(where)}; there are {there}")
+            empty = f" and {', '.join(filled)}" if filled else ""
+            raise ConfigError(f"no row has {dict(where)}{empty}; there are {there}")
         self.fingerprint = short_hash(
-            table.fingerprint, sorted((column, sorted(values)) for column, values in wanted.items())
+            table.fingerprint,
+            sorted((column, sorted(values)) for column, values in wanted.items()),
+            sorted(filled),
         )
 
     def __len__(self) -> int:
@@ -90,6 +105,36 @@ class Selected:
     def origin(self, index: int) -> str:
         """See `Table.origin`."""
         return self._table.origin(self._rows[index])
+
+
+class Concatenated:
+    """Several tables one after the other, with the name of each in a column.
+
+    Args:
+        tables: by name.
+        column: where the name stands.
+    """
+
+    def __init__(self, tables: Mapping[str, Table], column: str = "set") -> None:
+        self.tables, self.column = dict(tables), column
+        self._names = list(self.tables)
+        self._rows = Joined([len(table) for table in self.tables.values()])
+        parts = ((name, table.fingerprint) for name, table in self.tables.items())
+        self.fingerprint = short_hash(column, *parts)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """See `Table.__getitem__`."""
+        number, row = self._rows.locate(index)
+        name = self._names[number]
+        return {**self.tables[name][row], self.column: name}
+
+    def origin(self, index: int) -> str:
+        """See `Table.origin`."""
+        number, row = self._rows.locate(index)
+        return self.tables[self._names[number]].origin(row)
 
 
 class Unnested:
