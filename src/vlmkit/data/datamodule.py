@@ -59,7 +59,7 @@ class TrainingSteps(Dataset[StepBatch]):
         planned = self.planner.rows(self.samples, ticket)
         failed: list[Skipped] = []
         rows: list[list[Example]] = []
-        mine = deal(planned.costs, self.world_size)[self.rank]
+        mine = deal(planned.costs, planned.vision, self.world_size)[self.rank]
         together = self.rows.rows_per_micro_batch
         for first in range(0, len(mine), together):
             numbers = mine[first : first + together]

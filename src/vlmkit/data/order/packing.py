@@ -24,6 +24,9 @@ _ROOM_TO_SPARE = 0.02
 _EVEN_ENOUGH = 1.03
 """Work of the costliest row over the mean at which no more samples are swapped."""
 
+_SAME_VISION = 0.02
+"""Difference in the encoder's work, as a share of a row's, that is none when rows are dealt."""
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -231,25 +234,28 @@ def row_work(rows: Sequence[Sequence[int]], costs: Floats) -> Floats:
     return np.array([costs[list(row)].sum() for row in rows])
 
 
-def deal(costs: Floats, num_ranks: int) -> list[list[int]]:
+def deal(costs: Floats, vision: Floats, num_ranks: int) -> list[list[int]]:
     """Deal rows to ranks: equally many each (give or take one), with even work.
 
-    Rows are taken in groups of similar cost, one row per rank, so that also the micro-batches that ranks
-    process at the same time are alike. Within a group the costliest row goes to the rank that has done
-    least.
+    Rows are taken in groups, one row per rank, that ranks process at the same time. All have about as much
+    for the encoder, then all for the decoder: ranks that share weights wait for each other in both.
+    Within a group the costliest row goes to the rank that has done least.
 
     Args:
         costs: work of each row.
+        vision: the part of it that the encoder has.
         num_ranks: ranks.
 
     Returns:
-        Rows of each rank, costliest first.
+        Rows of each rank, those with most for the encoder first.
     """
-    order = np.argsort(-costs, kind="stable")
+    unit = _SAME_VISION * costs.mean() if costs.any() else 1.0
+    order = np.lexsort((-costs, -np.round(vision / unit)))
     total: NDArray[np.float64] = np.zeros(num_ranks)
     dealt: list[list[int]] = [[] for _ in range(num_ranks)]
     for at in range(0, len(order), num_ranks):
         group: Ints = order[at : at + num_ranks]
+        group = group[np.argsort(-costs[group], kind="stable")]
         for rank, row in zip(np.argsort(total, kind="stable"), group, strict=False):
             dealt[int(rank)].append(int(row))
             total[rank] += costs[row]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlmkit.data.order.packing import pack_all, pack_rows
+from vlmkit.data.order.packing import pack_all, pack_rows, row_work
 from vlmkit.data.order.samples import Samples, Skipped
 from vlmkit.data.order.work import Floats, Sizes, TransformerWork
 from vlmkit.data.processor import Plan
@@ -28,6 +28,7 @@ class StepRows:
     step: int
     rows: tuple[tuple[int, ...], ...]  # indices of samples in the mixture
     costs: Floats  # work of each row
+    vision: Floats  # the part of it that the encoder has
     skipped: tuple[Skipped, ...]  # left out because of what their headers say
     plans: dict[int, Plan | Skipped] = field(default_factory=dict)  # that were made on the way
 
@@ -92,11 +93,12 @@ class FixedSamples:
         sizes, skipped = samples.sizes(indices, plans)
         good = np.array([reason is None for reason in skipped])
         packed = pack_all(sizes[good], samples.limits, self.work)
-        kept, costs = indices[good], self.work(sizes[good])
+        kept, sizes = indices[good], sizes[good]
         return StepRows(
             step=ticket.step,
             rows=tuple(tuple(int(kept[i]) for i in row) for row in packed),
-            costs=np.array([costs[row].sum() for row in packed]),
+            costs=row_work(packed, self.work(sizes)),
+            vision=row_work(packed, self.work.vision(sizes)),
             skipped=tuple(reason for reason in skipped if reason is not None),
             plans=plans,
         )
@@ -134,11 +136,11 @@ class FixedRows:
         while True:
             pool, sizes, cursor, skipped = self._refill(samples, pool, sizes, cursor)
             packed = pack_rows(sizes, samples.limits, self.work, self.rows_per_step)
-            costs = self.work(sizes)
             rows = StepRows(
                 step=step,
                 rows=tuple(tuple(int(pool[i]) for i in row) for row in packed.rows),
-                costs=np.array([costs[row].sum() for row in packed.rows]),
+                costs=row_work(packed.rows, self.work(sizes)),
+                vision=row_work(packed.rows, self.work.vision(sizes)),
                 skipped=tuple(skipped),
             )
             left = np.array(packed.left, dtype=np.int64)

@@ -108,17 +108,25 @@ class TransformerWork:
 
     def __call__(self, sizes: Sizes) -> Floats:
         """Work of each sample, (samples,), in multiplications."""
-        tokens, patches = sizes.tokens.astype(float), sizes.patches.astype(float)
+        return self.decoder(sizes) + self.vision(sizes)
+
+    def decoder(self, sizes: Sizes) -> Floats:
+        """The part of it that the decoder has."""
+        tokens = sizes.tokens.astype(float)
         attention = self.hidden_dim * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
         feed_forward = 3 * self.hidden_dim * self.feed_forward_dim * self.active_experts
         causal_pairs = (
             tokens**2 * self.num_heads * self.head_dim
         )  # q.k and p.v, half of them masked
-        decoder = self.num_layers * (tokens * (attention + feed_forward) + causal_pairs)
+        return self.num_layers * (tokens * (attention + feed_forward) + causal_pairs)  # type: ignore[no-any-return]
+
+    def vision(self, sizes: Sizes) -> Floats:
+        """The part of it that encoder and mergers have."""
+        patches = sizes.patches.astype(float)
         # qkv and projection 4 d², the multilayer perceptron about 8 d²
         encoder = self.vision_depth * (
             patches * 12 * self.vision_dim**2 + 2.0 * sizes.patch_pairs * self.vision_dim
         )
         merged_dim = self.vision_dim * self.merge_size**2
         mergers = 4 * patches / self.merge_size**2 * merged_dim * (merged_dim + self.hidden_dim)
-        return decoder + encoder + mergers  # type: ignore[no-any-return]
+        return encoder + mergers  # type: ignore[no-any-return]

@@ -114,7 +114,7 @@ def _on_ranks(
     slots = filled = 0
     evenness: list[float] = []
     for step, lengths in zip(steps, tokens, strict=True):
-        dealt = deal(step.costs, world_size)
+        dealt = deal(step.costs, step.vision, world_size)
         work = np.array([step.costs[mine].sum() for mine in dealt])
         evenness.append(float(work.mean() / work.max()) if work.max() else 1.0)
         for mine in dealt:
