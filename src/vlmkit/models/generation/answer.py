@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 
@@ -51,6 +51,11 @@ class Answer:
     def finished(self) -> bool:
         """Whether nothing more comes."""
         return self.finish_reason is not None
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprob]:
+        """One per token so far, if they were asked for; not to be changed."""
+        return self._logprobs
 
     def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:
         """Take the next token; whether that was the last."""

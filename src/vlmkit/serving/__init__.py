@@ -1,0 +1,1 @@
+"""An OpenAI-compatible chat endpoint and a chat page for one model on one machine."""
