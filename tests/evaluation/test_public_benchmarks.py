@@ -16,7 +16,7 @@ import pytest
 
 from tests.commands import run_command
 from tests.evaluation.fakes import FakeAnswerer
-from tests.evaluation.public_rows import FILES, ODINW, write_all
+from tests.evaluation.public_rows import FILES, ODINW, choice, picture, tsv, write_all
 from tests.untrained import save_run
 from vlmkit.build import CONF_DIR, build, compose_config, options_of
 from vlmkit.data.geometry.shapes import (
@@ -29,8 +29,12 @@ from vlmkit.data.geometry.shapes import (
     seconds,
 )
 from vlmkit.data.record import ImagePart, TextPart, VideoPart
-from vlmkit.errors import ConfigError
+from vlmkit.data.sources.auto import open_table
+from vlmkit.data.sources.media import Media
+from vlmkit.errors import ConfigError, MediaError
 from vlmkit.evaluate import benchmarks_of, main
+from vlmkit.evaluation.asks.multiple_choice import MultipleChoice
+from vlmkit.evaluation.asks.shown import Pictures
 from vlmkit.evaluation.benchmark import Benchmark
 from vlmkit.evaluation.evaluator import evaluate
 from vlmkit.evaluation.extract.blocks import Block
@@ -41,7 +45,7 @@ from vlmkit.evaluation.metrics.grounding import Mask
 from vlmkit.evaluation.metrics.multiple_choice import Choice
 from vlmkit.evaluation.metrics.yes_no import HallusionQuestion
 from vlmkit.evaluation.oriented_boxes import iou_3d, rotation
-from vlmkit.evaluation.question import Question
+from vlmkit.evaluation.question import Question, TableQuestions
 
 NAMES = list(FILES)
 MALFORMED = ("", "<think>It could be")
@@ -375,6 +379,22 @@ def test_videos_are_cut_and_folders_are_frames(benchmarks):
 def test_options_with_the_same_words_are_right_alike(benchmarks):
     (question, *_) = questions_of(benchmarks["mvbench"])
     assert question.target.target.answers == {"A", "C"}
+
+
+def test_pictures_may_be_files_that_a_table_names(tmp_path, monkeypatch):
+    """VLMEvalKit writes such tables for those of more than a GB; pictures lie below a folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    named = {"image": "", "image_path": "['one/1.jpg', 'one/2.jpg']"}
+    tsv(tmp_path / "a_local.tsv", choice(**named), choice("2", image="", image_path="../3.jpg"))
+    for name in ("1.jpg", "2.jpg"):
+        picture(tmp_path / "images/one" / name)
+    ask = MultipleChoice(shown=Pictures(media=Media(root=tmp_path / "images")))
+    questions = TableQuestions(open_table(tmp_path / "a_local.tsv"), ask)
+    first = [p.image for p in questions[0].conversation.parts if isinstance(p, ImagePart)]
+    assert [image.name.rpartition("images/")[2] for image in first] == ["one/1.jpg", "one/2.jpg"]
+    assert [image.size() for image in first] == [(20, 40), (20, 40)]
+    with pytest.raises(MediaError, match=r"lies outside the media root"):
+        questions[1]
 
 
 def test_the_tool_of_gui_benchmarks_is_declared(benchmarks):

@@ -44,10 +44,10 @@ class LetterColumns:
     def __call__(self, row: Row) -> list[str]:
         """See `Options`."""
         texts = [text_of(at(row, letter)) for letter in self.letters]
-        return texts_before_gap(row, texts)
+        return _before_gap(row, texts)
 
 
-def texts_before_gap(row: Row, texts: Sequence[str | None]) -> list[str]:
+def _before_gap(row: Row, texts: Sequence[str | None]) -> list[str]:
     """The options that are there: the first ones, without a gap."""
     count = next((i for i, text in enumerate(texts) if text is None), len(texts))
     left = [LETTERS[i] for i in range(count, len(texts)) if texts[i] is not None]

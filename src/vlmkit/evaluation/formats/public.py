@@ -11,7 +11,7 @@ from vlmkit.data.sources.auto import open_table
 from vlmkit.data.sources.files import Paths, short_hash
 from vlmkit.data.sources.row import Row
 from vlmkit.data.sources.table import Table
-from vlmkit.errors import ConfigError, RecordError
+from vlmkit.errors import ConfigError
 from vlmkit.evaluation.asks.values import at, listed, text_of
 
 
@@ -138,32 +138,30 @@ class Concatenated:
 
 
 class Unnested:
-    """One row for each element of a list in a row, with the columns of both. All is read once.
+    """One row for each object of a list in a row, with the columns of both. All is read once.
 
     Args:
         table: of rows.
-        column: holds a list of objects, or of values, which then stand in the column `name`.
-        name: of the column of plain values.
+        column: holds a list of objects, or a text that is one.
     """
 
-    def __init__(self, table: Table, column: str, name: str = "item") -> None:
-        self._table, self.column, self.name = table, column, name
+    def __init__(self, table: Table, column: str) -> None:
+        self._table, self.column = table, column
         self._places = [
             (i, j)
             for i in range(len(table))
             for j in range(len(listed(Row(table[i], table.origin(i))[column])))
         ]
-        self.fingerprint = short_hash(table.fingerprint, column, name)
+        self.fingerprint = short_hash(table.fingerprint, column)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """See `Table.__getitem__`; `number` counts the elements of a list from 0."""
+        """See `Table.__getitem__`; `number` counts the objects of a list from 0."""
         i, j = self._places[index]
         row = self._table[i]
-        element = listed(Row(row, self._table.origin(i))[self.column])[j].value
-        inner = dict(element) if isinstance(element, Mapping) else {self.name: element}
+        inner = listed(Row(row, self._table.origin(i))[self.column])[j].mapping()
         outer = {name: value for name, value in row.items() if name != self.column}
         return {**outer, "number": j, **inner}
 
@@ -171,42 +169,3 @@ class Unnested:
         """See `Table.origin`."""
         i, j = self._places[index]
         return f"{self._table.origin(i)} {self.column}[{j}]"
-
-
-class JoinedColumns:
-    """Rows with the columns of a second table, found by a key, as annotations and questions in two files.
-
-    Args:
-        table: of rows.
-        other: its rows are read once and kept.
-        on: column of the key in `table`.
-        other_on: the same in `other`.
-
-    Raises:
-        RecordError: when a row is read that has no match.
-    """
-
-    def __init__(self, table: Table, other: Table, on: str, other_on: str | None = None) -> None:
-        self._table, self.on = table, on
-        key = other_on or on
-        rows = ((other[i], other.origin(i)) for i in range(len(other)))
-        self._others = {text_of(at(Row(row, origin), key)): row for row, origin in rows}
-        self.fingerprint = short_hash(table.fingerprint, other.fingerprint, on, key)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """See `Table.__getitem__`."""
-        row = self._table[index]
-        node = at(Row(row, self.origin(index)), self.on)
-        found = self._others.get(text_of(node))
-        if found is None:
-            raise RecordError(
-                f"{node.name}: the other table has no {node.value!r}; bring both whole"
-            )
-        return {**found, **row}
-
-    def origin(self, index: int) -> str:
-        """See `Table.origin`."""
-        return self._table.origin(index)
