@@ -49,7 +49,7 @@ NOT_HASHED = (
     "logger",
     "callbacks",
     "checkpointing",
-    *("gpu", "planning", "dry_run"),
+    *("gpu", "planning", "dry_run", "benchmark_root", "benchmarks", "edition"),
 )
 """What may differ between a run and its continuation without being another experiment."""
 
