@@ -1,0 +1,1 @@
+"""Benchmarks that are made up from a seed: exact truth, no download, nothing of the real world."""
