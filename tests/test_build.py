@@ -97,7 +97,16 @@ def test_every_group_is_tested():
     elsewhere = {  # sources: tests/data/sources; debug: test_debug_options; others in tests/training
         *("optim", "trainer", "precision", "logger", "source", "stage", "recipe", "module"),
         *("text_encoder", "compile", "recompute", "lora", "averaging", "guard", "self_checks"),
-        *("debug", "experiment", "parallel", "gpu", "planning", "benchmark", "edition", "evaluation"),
+        *(
+            "debug",
+            "experiment",
+            "parallel",
+            "gpu",
+            "planning",
+            "benchmark",
+            "edition",
+            "evaluation",
+        ),
     }
     assert groups == {*MODEL_GROUPS, *BUILT_GROUPS, *elsewhere}
 

@@ -40,6 +40,9 @@ def test_a_run_is_evaluated_on_its_held_out_questions(run, capsys):
         assert 0 < result["new_tokens"] <= 9
         assert result["prompt_tokens"] > 0
         assert result["spec"]["checkpoint"]
+    page = (run / "evaluations/report.html").read_text()
+    assert all(result["spec"]["name"] in page for result in results)
+    assert len(json.loads((run / "evaluations/report.json").read_text())["benchmarks"]) == 4
     before = {path: path.read_text() for path in run.rglob("responses.jsonl")}
     assert run_command(main, *arguments) == 0
     assert {path: path.read_text() for path in run.rglob("responses.jsonl")} == before
@@ -64,6 +67,46 @@ def test_answers_are_those_to_each_question_alone(run):
     (again,) = answerer.answer(questions[3:4], drawn, EvalBudget())
     assert several[again.key] == again.texts
     assert len({text for texts in several.values() for text in texts}) > len(questions)
+
+
+def test_built_in_benchmarks_are_asked(run, tmp_path):
+    """Drawn pictures, pages and videos go through the run's own processor."""
+    needles = [
+        f"benchmarks.{name}.{setting}"
+        for name in ("needle_image_object", "needle_video_text")
+        for setting in (
+            *("questions.kind.lengths=[4]", "metrics.needle.lengths=[4]"),
+            *("questions.size=5", "questions.seed=3"),
+        )
+    ]
+    dropped = [
+        f"~benchmarks.{name}"
+        for name in (
+            *("needle_image_text", "needle_image_number", "needle_document"),
+            *("needle_video_object", "needle_video_number"),
+        )
+    ]
+    arguments = ["benchmark=[needle_image,needle_video,synthetic_moments,synthetic_grounding]"]
+    arguments += [
+        f"run={run}",
+        "limit=2",
+        "max_new_tokens=2",
+        f"out={tmp_path}",
+        *needles,
+        *dropped,
+    ]
+    assert run_command(main, *arguments) == 0
+    found = json.loads((tmp_path / "report.json").read_text())["benchmarks"]
+    assert [result["spec"]["benchmark"] for result in found] == [
+        *("needle_image_object", "needle_video_text", "synthetic_moments", "synthetic_grounding")
+    ]
+    for result in found:
+        assert result["unanswered"] == {}
+        assert 0 < result["new_tokens"] <= 4
+        pictures = list((tmp_path / result["folder"] / "pictures").glob("*.webp"))
+        of_each = {"synthetic_grounding": 1, "synthetic_moments": 6}
+        assert len(pictures) == 2 * of_each.get(result["spec"]["benchmark"], 4)
+    assert (tmp_path / found[0]["folder"] / "heat_map.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ ROOT = Path(vlmkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ENTRY_POINTS = {
     *("train", "generate", "convert", "parity", "inspect", "stats", "recipe", "replay", "plan"),
-    *("evaluate", "serve"),
+    *("evaluate", "compare", "serve"),
 }
 NEVER = {  # folder -> what its files must not import
     "vision": (

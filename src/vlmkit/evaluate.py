@@ -30,6 +30,7 @@ from vlmkit.evaluation.answerer import Answerer, ModelAnswerer, RecordedAnswers
 from vlmkit.evaluation.benchmark import Benchmark
 from vlmkit.evaluation.checkpoint_hash import hash_of_published, hash_of_run
 from vlmkit.evaluation.evaluator import Share, evaluate
+from vlmkit.evaluation.report.page import save_report
 from vlmkit.evaluation.result import BenchmarkResult
 from vlmkit.evaluation.tables import results_table
 
@@ -48,7 +49,8 @@ def main(config: DictConfig) -> None:
         ]
         if share.rank == 0:
             Console().print(results_table(results))
-            print(f"results: {folder}")
+            page = save_report([folder / result.spec.name for result in results], folder)
+            print(f"results: {folder}\nreport: {page}")
 
 
 def benchmarks_of(config: DictConfig) -> list[Benchmark]:

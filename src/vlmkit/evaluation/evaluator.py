@@ -19,9 +19,12 @@ from vlmkit.errors import UserError
 from vlmkit.evaluation.answerer import Answerer
 from vlmkit.evaluation.benchmark import Benchmark, Item, ItemScore
 from vlmkit.evaluation.metrics.base import ScoredMetric
+from vlmkit.evaluation.metrics.needle import NeedleGrid
+from vlmkit.evaluation.needle_figure import heat_map
 from vlmkit.evaluation.question import Question
 from vlmkit.evaluation.responses import Response, ResponseLog
-from vlmkit.evaluation.result import BenchmarkResult, Score, save_items
+from vlmkit.evaluation.result import HEAT_MAP, BenchmarkResult, HeatMap, Score, save_items
+from vlmkit.evaluation.thumbnails import MOST_QUESTIONS, Outcome, drawn, save_pictures
 
 Progress = Callable[[int, int], None]
 """Told how many of how many questions are answered."""
@@ -110,8 +113,26 @@ def evaluate(
     )
     if share.rank == 0:
         save_items(items, own)
+        _illustrate(benchmark, chosen, items, made, own, seed)
         made.save(own)
     return made
+
+
+def _illustrate(
+    benchmark: Benchmark,
+    chosen: Sequence[int],
+    items: Sequence[Item],
+    made: BenchmarkResult,
+    folder: Path,
+    seed: int,
+) -> None:
+    """Pictures of some questions, and the heat map of needles."""
+    outcomes = [Outcome.of(item, made.primary, made.higher_is_better) for item in items]
+    looked_at = [chosen[i] for i in drawn(outcomes, MOST_QUESTIONS, seed)]
+    save_pictures(_questions(benchmark, looked_at), folder)
+    if made.heat_map is not None:
+        title = f"{benchmark.name}, {made.model}"
+        heat_map(made.heat_map, title, made.chance, folder / HEAT_MAP)
 
 
 def score(
@@ -174,8 +195,11 @@ def score(
     chance = benchmark.chance
     if chance is None and math.isfinite(of_metric := computed[benchmark.primary].chance):
         chance = of_metric
+    primary = metrics[benchmark.primary]
     found = {
         "primary": benchmark.primary,
+        "higher_is_better": primary.higher_is_better is not False,
+        "heat_map": HeatMap.of(primary.grid()) if isinstance(primary, NeedleGrid) else None,
         "scores": {name: Score.of(value) for name, value in computed.items()},
         "by_category": {
             category: {value: Score.of(metric.compute()) for value, metric in sorted(each.items())}

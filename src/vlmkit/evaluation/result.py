@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from vlmkit.checkpoint.run_folder import write_atomically
 from vlmkit.errors import UserError
 from vlmkit.evaluation.benchmark import Item, ItemScore
 from vlmkit.evaluation.metrics.base import MetricResult
+from vlmkit.evaluation.metrics.needle import Grid
 from vlmkit.evaluation.spec import EvalSpec
 
-RESULT, ITEMS = "result.json", "items.jsonl"
+RESULT, ITEMS, HEAT_MAP = "result.json", "items.jsonl", "heat_map.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,34 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Accuracy by length of the context and depth of the needle.
+
+    Attributes:
+        lengths: of rows.
+        depths: of columns, 0 to 1.
+        accuracy: (lengths, depths); None where nothing was asked.
+        counts: (lengths, depths) questions.
+    """
+
+    lengths: Sequence[float]
+    depths: Sequence[float]
+    accuracy: Sequence[Sequence[float | None]]
+    counts: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, grid: Grid) -> HeatMap:
+        """What a metric of needles counted."""
+        shown = [
+            [value if value == value else None for value in row] for row in grid.accuracy.tolist()
+        ]
+        counts = grid.counts.astype(int).tolist()
+        return cls(
+            lengths=list(grid.lengths), depths=list(grid.depths), accuracy=shown, counts=counts
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
     """All of one benchmark.
 
@@ -66,7 +95,9 @@ class BenchmarkResult:
         model: in words.
         primary: the metric that stands for the benchmark.
         scores: by metric.
+        higher_is_better: of the primary metric.
         by_category: the primary metric by category and its value: `{"subject": {"Art": ...}}`.
+        heat_map: of the primary metric, where it is one of needles.
         chance: what guessing reaches in the primary metric.
         unanswered: questions without an answer, by reason.
         cut_off: share of answers that reached the longest allowed length.
@@ -83,7 +114,9 @@ class BenchmarkResult:
     model: str
     primary: str
     scores: Mapping[str, Score]
+    higher_is_better: bool = True
     by_category: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    heat_map: HeatMap | None = None
     chance: float | None = None
     unanswered: Mapping[str, int] = field(default_factory=dict)
     cut_off: float = 0.0
@@ -111,8 +144,10 @@ class BenchmarkResult:
             name: {value: Score.from_json(score) for value, score in scores.items()}
             for name, scores in values["by_category"].items()
         }
+        heat_map = values.get("heat_map")
         return cls(**{
             **values,
+            "heat_map": HeatMap(**heat_map) if heat_map else None,
             "spec": EvalSpec.from_json(values["spec"]),
             "scores": {n: Score.from_json(score) for n, score in values["scores"].items()},
             "by_category": by_category,

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vlmkit.inspection import charts
 from vlmkit.inspection.media import Medium, seconds_of
 from vlmkit.inspection.pictures import data_url
+from vlmkit.inspection.self_contained import rendered
 from vlmkit.inspection.tokens import NEWLINE, TAB, Vocabulary, in_hex, visible
 from vlmkit.inspection.view import Kind, MicroBatch, Row, Sample
 
@@ -41,11 +38,13 @@ def page(batch: MicroBatch, vocabulary: Vocabulary) -> str:
         batch: what to show.
         vocabulary: reads its tokens.
     """
-    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     pixels = sum(_num_pixels(medium) for medium in _media(batch))
     scale = min(1.0, (MAX_PIXELS / pixels) ** 0.5) if pixels else 1.0
-    template = _environment().get_template("page.html.jinja")
-    return template.render(
+    return rendered(
+        _FOLDER,
+        "page",
+        style="page.css",
+        data=_data(batch, vocabulary),
         batch=batch,
         Kind=Kind,
         scale=scale,
@@ -53,10 +52,6 @@ def page(batch: MicroBatch, vocabulary: Vocabulary) -> str:
         pictures=lambda medium: [data_url(frame, scale) for frame in medium.frames()],
         clock_plot=charts.clock_plot,
         hues={source: i % 8 for i, source in enumerate(batch.sources)},
-        data=Markup(_safe_json(_data(batch, vocabulary))),
-        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         page_name=page_name,
     )
 
@@ -198,12 +193,6 @@ def _data(batch: MicroBatch, vocabulary: Vocabulary) -> dict[str, Any]:
     return {"rows": rows, "text": {i: vocabulary.shown(i) for i in sorted(used) if i >= 0}}
 
 
-def _safe_json(value: Any) -> str:
-    """JSON that can stand in a script element whatever it holds."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _media(batch: MicroBatch) -> list[Medium]:
     return [medium for row in batch.rows for sample in row.samples for medium in sample.media]
 
@@ -211,16 +200,3 @@ def _media(batch: MicroBatch) -> list[Medium]:
 def _num_pixels(medium: Medium) -> int:
     frames = 1 if medium.kind == "image" else medium.grid[0] * medium.frames_per_patch
     return frames * medium.size[0] * medium.size[1]
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["thousands"] = lambda value: f"{value:,}"
-    return environment

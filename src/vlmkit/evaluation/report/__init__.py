@@ -1,0 +1,1 @@
+"""Pages on which results are looked at: what a reviewer needs to believe a score."""
