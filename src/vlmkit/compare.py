@@ -19,7 +19,7 @@ from vlmkit.build import entry_point
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.comparison import only_in_one, paired
 from vlmkit.evaluation.report.comparison_page import save_comparison
-from vlmkit.evaluation.tables import comparison_table
+from vlmkit.evaluation.tables import comparison_table, print_whole
 
 
 @entry_point("compare", free_text=("name_a", "name_b"))
@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
     names = str(config.name_a or a), str(config.name_b or b)
     console = Console()
     console.print(f"a: {names[0]}\nb: {names[1]}", highlight=False, soft_wrap=True)
-    console.print(comparison_table(rows))
+    print_whole(comparison_table(rows))
     for row in rows:
         for line in row.differences:
             console.print(f"{row.benchmark}: not the same protocol: {line}", soft_wrap=True)

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
-from rich.console import Console
 
 from vlmkit.build import build, entry_point
 from vlmkit.checkpoint.run_folder import RunFolder
@@ -32,7 +31,7 @@ from vlmkit.evaluation.checkpoint_hash import hash_of_published, hash_of_run
 from vlmkit.evaluation.evaluator import Share, evaluate
 from vlmkit.evaluation.report.page import save_report
 from vlmkit.evaluation.result import BenchmarkResult
-from vlmkit.evaluation.tables import results_table
+from vlmkit.evaluation.tables import print_whole, results_table
 
 
 @entry_point("evaluate", free_text=("name",))
@@ -48,7 +47,7 @@ def main(config: DictConfig) -> None:
             _evaluated(benchmark, answerer, folder, config, share) for benchmark in benchmarks
         ]
         if share.rank == 0:
-            Console().print(results_table(results))
+            print_whole(results_table(results))
             page = save_report([folder / result.spec.name for result in results], folder)
             print(f"results: {folder}\nreport: {page}")
 

@@ -48,6 +48,10 @@ def test_a_small_difference_is_not_one(tmp_path):
     (row,) = paired(a, b)
     assert row.found.difference.low < 0 < row.found.difference.high
     assert row.verdict == "no difference shown"
+    few = [answered(tmp_path / name, range(n), count=3) for name, n in (("none", 0), ("all", 3))]
+    (all_of_three,) = paired(*few)  # an interval that is one point, 1
+    assert not all_of_three.covers_zero
+    assert all_of_three.verdict == "no difference shown"
     (same,) = paired(a, a)
     assert same.verdict == "no difference shown"
     assert same.found.difference.value == 0

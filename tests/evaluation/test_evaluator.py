@@ -10,7 +10,7 @@ from tests.evaluation.fakes import Doublings, FakeAnswerer, doublings
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.evaluation.answerer import RecordedAnswers
 from vlmkit.evaluation.decoding import Budget, Decoding
-from vlmkit.evaluation.evaluator import Share, evaluate
+from vlmkit.evaluation.evaluator import Share, evaluate, natural
 from vlmkit.evaluation.result import BenchmarkResult, load_items, results_in
 from vlmkit.models.generation import Sampling
 
@@ -103,6 +103,12 @@ def test_samples_of_a_question_are_averaged_and_grouped(tmp_path):
     result = evaluate(doublings(decoding=decoding), FakeAnswerer(answers), tmp_path)
     assert result.score.value == 0.5
     assert result.score.low == result.score.high == 0.5  # every question is half right
+
+
+def test_numbers_in_names_are_in_order():
+    assert sorted(["16", "100%", "4", "b", "25%", "a 2", "a 10"], key=natural) == [
+        *("4", "16", "25%", "100%", "a 2", "a 10", "b")
+    ]
 
 
 def test_equal_keys_are_refused(tmp_path):

@@ -55,8 +55,12 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """In words."""
-        if self.covers_zero:
+        """In words: a difference is shown where its interval leaves out zero and the test agrees.
+
+        Of few questions the bootstrap's interval may be too short, even a single point; the permutation
+        test is exact there.
+        """
+        if self.covers_zero or self.found.p_value >= LEVEL:
             return "no difference shown"
         b_is_better = (self.found.difference.value > 0) == self.higher_is_better
         words = "b is better" if b_is_better else "a is better"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -202,7 +203,9 @@ def score(
         "heat_map": HeatMap.of(primary.grid()) if isinstance(primary, NeedleGrid) else None,
         "scores": {name: Score.of(value) for name, value in computed.items()},
         "by_category": {
-            category: {value: Score.of(metric.compute()) for value, metric in sorted(each.items())}
+            category: {
+                value: Score.of(each[value].compute()) for value in sorted(each, key=natural)
+            }
             for category, each in parts.items()
         },
         "chance": chance,
@@ -215,6 +218,12 @@ def score(
         "about": benchmark.about,
     }
     return found, list(items.values())
+
+
+def natural(value: str) -> list[tuple[float, str]]:
+    """A key by which 4 comes before 16, and 25% before 100%."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", value)
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
 
 
 def _update(metric: ScoredMetric, texts: Sequence[str], question: Question) -> None:

@@ -37,7 +37,9 @@ def heat_map(found: HeatMap, title: str, chance: float | None, target: Path) -> 
         for j in range(down):
             count = int(found.counts[i][j])
             words = f"{accuracy[i, j]:.0%}\nof {count}" if count else "-"
-            axes.text(i, j, words, ha="center", va="center", fontsize=7, color="#1d1b18")
+            dark = count > 0 and not 0.15 < accuracy[i, j] < 0.85
+            colour = "white" if dark else "#1d1b18"
+            axes.text(i, j, words, ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(shown, label="found", shrink=0.8)
     if chance is not None:
         figure.supxlabel(

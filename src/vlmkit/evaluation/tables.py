@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from vlmkit.evaluation.comparison import Row
@@ -59,3 +61,10 @@ def comparison_table(rows: Sequence[Row]) -> Table:
             row.verdict,
         )
     return table
+
+
+def print_whole(table: Table) -> None:
+    """Print a table with all that stands in it: a narrow terminal breaks lines, a file gets them whole."""
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, needed)).print(table)
