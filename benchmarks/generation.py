@@ -6,7 +6,8 @@ python -m benchmarks.generation --case rollout --rounds 3
 Cases: `decode`, 128 new tokens for 1, 8 and 32 prompts of 64 tokens; `rollout`, 8 samples of 32 tokens to
 one prompt with images. That both make the same greedy tokens is asserted before anything is timed. One
 thread, process CPU time, both in turn within a round; the ratio is the median of those of the rounds.
-The last line is one JSON object: {case: {"speed": ratio, "spread": [least, most]}}.
+The last line is one JSON object: {case: {"speed": ratio, "memory": ratio, "spread": [least, most]}};
+`benchmarks.train_step` says what they mean, and runs these cases too.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from benchmarks.step.measure import Comparison, compare
 from torch import Tensor
 
 from vlmkit.batch import VLMBatch
@@ -88,36 +88,46 @@ def cases(new_tokens: int, rollout_tokens: int) -> dict[str, dict[str, Work]]:
 class Contest:
     """One model in both implementations."""
 
-    def __init__(self, overrides: Sequence[str]) -> None:
+    def __init__(self, overrides: Sequence[str], device: torch.device | None = None) -> None:
         import transformers
 
         transformers.logging.set_verbosity_error()
         torch.manual_seed(0)
         model = build_model(*overrides).eval()
         assert isinstance(model, Qwen3VL)
-        self.ours = model
+        self.device = device or torch.device("cpu")
         with torch.no_grad():  # answers of fresh weights repeat one token
             for parameter in model.decoder.layers.parameters():
                 if parameter.ndim > 1:
                     parameter.mul_(4)
         with tempfile.TemporaryDirectory() as folder:
             save_pretrained(model, folder, overwrite=True)
-            self.theirs = transformers.AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="sdpa"
-            ).eval()
+            self.theirs = (
+                transformers.AutoModelForImageTextToText.from_pretrained(
+                    folder, dtype=torch.float32, attn_implementation="sdpa"
+                )
+                .to(self.device)
+                .eval()
+            )
+        self.ours = model.to(self.device)
 
     def inputs(self, work: Work) -> tuple[Inputs, list[VLMBatch]]:
         """The prompts as transformers and as vlmkit take them."""
         spec = InputSpec.of(self.ours)
         theirs = make_inputs(Case(rows=work.prompts, pad_left=True), spec, seed=0)
         if len(work.prompts) == 1:
-            return theirs, [batch_from_hf(theirs, self.ours.special_tokens)]
+            return self._moved(theirs), [
+                batch_from_hf(theirs, self.ours.special_tokens).to(self.device)
+            ]
         assert "pixel_values" not in theirs, "several prompts are text"
         rows = zip(theirs["input_ids"], theirs["attention_mask"].bool(), strict=True)
-        return theirs, [
-            batch_from_hf({"input_ids": ids[mask][None]}, self.ours.special_tokens)
+        return self._moved(theirs), [
+            batch_from_hf({"input_ids": ids[mask][None]}, self.ours.special_tokens).to(self.device)
             for ids, mask in rows
         ]
+
+    def _moved(self, inputs: Inputs) -> Inputs:
+        return {name: value.to(self.device) for name, value in inputs.items()}
 
     def run_ours(self, prompts: Sequence[VLMBatch], work: Work, how: Sampling) -> list[list[int]]:
         """Answers of vlmkit."""
@@ -158,42 +168,34 @@ class Contest:
         ]
         assert self.run_ours(prompts, work, Sampling()) == theirs, "the greedy tokens differ"
 
-    def ratios(self, work: Work, rounds: int) -> list[float]:
-        """transformers' CPU time over ours, by round."""
+    def compare(self, work: Work, rounds: int) -> Comparison:
+        """Memory and time of both."""
         inputs, prompts = self.inputs(work)
-        found = []
-        for i in range(rounds):
-            runs: list[Callable[[], Any]] = [
-                lambda: self.run_ours(prompts, work, work.timed),
-                lambda: self.run_theirs(inputs, work, work.timed),
-            ]
-            order = (0, 1) if i % 2 == 0 else (1, 0)
-            spent = [0.0, 0.0]
-            for which in order:
-                start = time.process_time()
-                runs[which]()
-                spent[which] = time.process_time() - start
-            made = len(prompts) * work.samples * work.new_tokens
-            print(
-                f"  round {i + 1}: vlmkit {spent[0]:.2f} s ({made / spent[0]:.0f} tokens/s), "
-                f"transformers {spent[1]:.2f} s ({made / spent[1]:.0f} tokens/s)",
-                flush=True,
-            )
-            found.append(spent[1] / spent[0])
-        return found
+        return compare(
+            lambda: self.run_ours(prompts, work, work.timed),
+            lambda: self.run_theirs(inputs, work, work.timed),
+            rounds,
+            self.device,
+        )
 
 
 def measure(contest: Contest, works: dict[str, Work], rounds: int) -> dict[str, dict[str, Any]]:
-    """Check, warm up and time each work; speed and spread by name."""
+    """Check, warm up, measure and time each work; figures by name."""
     results = {}
     for name, work in works.items():
         contest.check(work)  # warms both up, too
         print(f"{name}: greedy tokens are the same", flush=True)
-        found = contest.ratios(work, rounds)
-        results[name] = {
-            "speed": round(statistics.median(found), 3),
-            "spread": [round(min(found), 3), round(max(found), 3)],
-        }
+        found = contest.compare(work, rounds)
+        made = len(work.prompts) * work.samples * work.new_tokens
+        print(
+            "  tokens/s: "
+            + ", ".join(
+                f"{who} {made / max(spent):.0f} to {made / min(spent):.0f}"
+                for who, spent in zip(("vlmkit", "transformers"), found.seconds, strict=True)
+            ),
+            flush=True,
+        )
+        results[name] = found.as_json()
     return results
 
 

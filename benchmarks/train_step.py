@@ -3,11 +3,12 @@
 python -m benchmarks.train_step
 python -m benchmarks.train_step --case moe --rounds 3
 
-Loss and gradients are compared before anything is timed. Both sides then work in turn within a round, on one
-thread by default; seconds are processor time on a CPU and of CUDA events on a GPU. `speed` is the median over
-rounds of transformers' seconds over vlmkit's, `memory` vlmkit's peak of live tensor bytes during a step over
-transformers'. The last line is one JSON object: {case: {"speed", "memory", "spread"}}; of a case with
-several parts the worst of each stands there, and all stand below "parts".
+Cases are in `benchmarks/step/cases.py`; `decode` and `rollout` are those of `benchmarks.generation`.
+Loss and gradients (there: tokens) are compared before anything is timed. Both sides then work in turn
+within a round, on one thread by default; seconds are processor time on a CPU and of CUDA events on a GPU.
+`speed` is the median over rounds of transformers' seconds over vlmkit's, `memory` vlmkit's peak of live
+tensor bytes during a step over transformers'. The last line is one JSON object: {case: {"speed", "memory",
+"spread"}}; of a case with several parts the worst of each stands there, and all stand below "parts".
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler reports its starts otherwise
 
 import argparse
 import gc
@@ -26,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.step.cases import CASES
-from benchmarks.step.measure import MIB, Ratios, gemm_peak, in_turn, peak_added
+from benchmarks import generation
+from benchmarks.step.cases import CASES, GOALS
+from benchmarks.step.measure import compare, gemm_rate
 from benchmarks.step.side import Part, check
 
 GENERATION = ("decode", "rollout")
@@ -39,30 +42,16 @@ def measure(part: Part, rounds: int, device: torch.device) -> dict[str, Any]:
         folder = Path(name)
         part.prepare(folder)
         ours, theirs = part.ours(folder, device), part.theirs(folder, device)
-    loss_error, gradient_error = check(ours, theirs, part.tolerance)
-    print(
-        f"  equal: loss to {loss_error:.1e}, gradients to {gradient_error:.1e} "
-        f"(allowed {part.tolerance:.0e})",
-        flush=True,
-    )
-    added = [peak_added(side.step, device) for side in (ours, theirs)]
-    print(f"  peak added: vlmkit {added[0] / MIB:.0f} MiB, transformers {added[1] / MIB:.0f} MiB")
-    spent = in_turn(ours.step, theirs.step, rounds, device)
-    ratios = Ratios([theirs / ours for ours, theirs in zip(*spent, strict=True)])
-    for what, values in zip(("vlmkit", "transformers"), spent, strict=True):
-        print(f"  {what}: {min(values):.3f} to {max(values):.3f} s", flush=True)
+    print(f"  {check(ours, theirs, part)}", flush=True)
+    found = compare(ours.step, theirs.step, rounds, device)
     if (flops := ours.flops()) is not None:
-        peak = gemm_peak(device, part.precision or torch.float32)
-        reached = flops / min(spent[0]) / 1e12
+        best = gemm_rate(device, part.precision or torch.float32)
         print(
-            f"  vlmkit: {flops / 1e9:.0f} GFLOP, {reached / peak.tflops:.0%} of "
-            f"{peak.tflops * 1000:.0f} GFLOP/s ({peak.source})"
+            f"  vlmkit: {flops / 1e9:.0f} GFLOP, {flops / min(found.seconds[0]) / best:.0%} of the best "
+            f"matmul's {best / 1e9:.0f} GFLOP/s: at all of it the ratio would be "
+            f"{min(found.seconds[1]) / (flops / best):.2f}"
         )
-    return {
-        "speed": round(ratios.speed, 3),
-        "memory": round(added[0] / added[1], 3),
-        "spread": [round(value, 3) for value in ratios.spread],
-    }
+    return found.as_json()
 
 
 def worst(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -75,6 +64,11 @@ def worst(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def run_case(case: str, rounds: int, device: torch.device) -> dict[str, Any]:
     """All parts of a case."""
+    if case in GENERATION:
+        works = generation.cases(new_tokens=128, rollout_tokens=32)[case]
+        return worst(
+            generation.measure(generation.Contest(generation.SMALL, device), works, rounds)
+        )
     found = {}
     for name, part in CASES[case].items():
         print(f"{case}, {name}: {part.describe()}", flush=True)
@@ -82,6 +76,21 @@ def run_case(case: str, rounds: int, device: torch.device) -> dict[str, Any]:
         print(f"  {found[name]}", flush=True)
         gc.collect()
     return worst(found)
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Figures beside goals, as Markdown."""
+    lines = ["| case | speed | goal | spread | memory | goal |", "|---|---|---|---|---|---|"]
+    for case, entry in results.items():
+        for name, part in entry.get("parts", {"": entry}).items():
+            goal = GOALS.get(f"{case}/{name}") or GOALS[case]
+            low, high = part["spread"]
+            memory = "" if goal.memory is None else f"at most {goal.memory:.2f}"
+            lines.append(
+                f"| {' '.join(filter(None, (case, name)))} | {part['speed']:.2f} | at least "
+                f"{goal.speed:.2f} | {low:.2f}-{high:.2f} | {part['memory']:.2f} | {memory} |"
+            )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -97,9 +106,10 @@ def main() -> None:
     device = torch.device(options.device)
     results = {
         case: run_case(case, options.rounds, device)
-        for case in CASES
+        for case in (*CASES, *GENERATION)
         if options.case in (None, case)
     }
+    print(table(results))
     print(json.dumps(results))
 
 

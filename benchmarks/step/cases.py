@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from benchmarks.step.distillation import DistillationPart
@@ -47,6 +48,28 @@ def different_images(count: int) -> list[Image]:
     return [Image(*grids[i * len(grids) // count]) for i in range(count)]
 
 
+@dataclass(frozen=True)
+class Goal:
+    """At least this speed; at most this share of transformers' memory."""
+
+    speed: float
+    memory: float | None = None
+
+
+GOALS: Mapping[str, Goal] = {  # by case, or case and part
+    "realistic_sft": Goal(3.5, 0.2),
+    "realistic_sft_32k/fp32": Goal(2.7),
+    "realistic_sft_32k/bf16": Goal(2.3),
+    "equal_work": Goal(1.05),
+    "vision": Goal(1.3),
+    "moe": Goal(2.5),
+    "distillation": Goal(1.0, 0.5),
+    "decode/decode_1": Goal(1.3),
+    "decode/decode_8": Goal(1.2),
+    "decode/decode_32": Goal(1.1),
+    "rollout": Goal(3.0),
+}
+
 CASES: Mapping[str, Mapping[str, Part]] = {
     "realistic_sft": {"fp32": TrainingPart((*DENSE, *FULL_VOCABULARY), RAGGED)},
     "realistic_sft_32k": {
@@ -60,6 +83,7 @@ CASES: Mapping[str, Mapping[str, Part]] = {
         "video": VisionPart(DENSE, [Video(32, 8, 8)]),  # 64 frames, two to a patch
         "images": VisionPart(DENSE, different_images(32)),
     },
+    # a token between two experts may go to either, which moves a gradient by 1e-3
     "moe": {"fp32": TrainingPart((*EXPERTS, *SMALL_VOCABULARY), RAGGED, tolerance=1e-3)},
     "distillation": {"fp32": DistillationPart(1024, 151_936, 256, 512, temperature=2.0)},
 }

@@ -8,9 +8,12 @@ import torch
 from benchmarks.step.side import Gradients, Part, Side, fused_adamw
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vlmkit.losses.linear_distillation import weighted_linear_distillation
 
-from vlmkit.losses.chunks import chunk_tokens_for
+from vlmkit.losses.divergences import ForwardKL
+from vlmkit.losses.linear_distillation import (
+    distillation_chunk_for,
+    weighted_linear_distillation,
+)
 
 
 class DistillationPart(Part):
@@ -62,14 +65,14 @@ class _Distillation(Side):
         self.teacher_head = drawn(part.vocab, part.teacher_dim, 2 * part.teacher_dim**-0.5)
         self.optimizer = fused_adamw([self.rows, self.head])
 
-    def update(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
     def gradients(self) -> Gradients:
         assert self.rows.grad is not None
         assert self.head.grad is not None
         return {"rows": self.rows.grad, "head": self.head.grad}
+
+    def flops(self) -> float:
+        """See `Side.flops`: both logits, and the gradients of rows and head."""
+        return 2 * len(self.rows) * (3 * self.head.numel() + self.teacher_head.numel())
 
 
 class FusedDistillation(_Distillation):
@@ -84,8 +87,9 @@ class FusedDistillation(_Distillation):
             self.teacher_rows,
             self.teacher_head,
             weights,
+            divergence=ForwardKL(),
             temperature=self.temperature,
-            chunk_tokens=chunk_tokens_for(self.rows.device, len(self.head)),
+            chunk_tokens=distillation_chunk_for(self.rows.device, len(self.head)),
         )
         return loss
 

@@ -1,4 +1,4 @@
-"""Time, memory, and what the machine can do at best."""
+"""Time and memory of two ways to do the same, and what the machine can do at best."""
 
 from __future__ import annotations
 
@@ -7,30 +7,57 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-
-from vlmkit.training.meters.peak import Peak, measured_peak
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Ratios:
-    """transformers' figure over ours, once per round."""
+class Comparison:
+    """What both sides took."""
 
-    values: Sequence[float]
-
-    @property
-    def speed(self) -> float:
-        """Their median."""
-        return median(self.values)
+    seconds: tuple[Sequence[float], Sequence[float]]  # vlmkit, transformers; one per round
+    added: tuple[int, int]  # bytes at the peak, beyond those before
 
     @property
-    def spread(self) -> tuple[float, float]:
-        """Least and largest."""
-        return min(self.values), max(self.values)
+    def ratios(self) -> list[float]:
+        """transformers' seconds over vlmkit's, by round."""
+        return [theirs / ours for ours, theirs in zip(*self.seconds, strict=True)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Median of the ratios, vlmkit's share of the memory, least and largest ratio."""
+        ratios = self.ratios
+        return {
+            "speed": round(median(ratios), 3),
+            "memory": round(self.added[0] / self.added[1], 3),
+            "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        }
+
+
+def compare(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, device: torch.device
+) -> Comparison:
+    """Memory, then time, in turn; a line for each round. Both have run once before."""
+    added = (peak_added(ours, device), peak_added(theirs, device))
+    print(
+        f"  peak added: vlmkit {added[0] / MIB:.0f} MiB, transformers {added[1] / MIB:.0f} MiB",
+        flush=True,
+    )
+    spent: tuple[list[float], list[float]] = ([], [])
+    for i in range(rounds):
+        for which in (0, 1) if i % 2 == 0 else (1, 0):
+            gc.collect()
+            spent[which].append(seconds((ours, theirs)[which], device))
+        left, right = spent[0][-1], spent[1][-1]
+        print(
+            f"  round {i + 1} of {rounds}: vlmkit {left:.3f} s, transformers {right:.3f} s, "
+            f"ratio {right / left:.2f}",
+            flush=True,
+        )
+    return Comparison(seconds=spent, added=added)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -67,18 +94,9 @@ def peak_added(work: Callable[[], object], device: torch.device) -> int:
     return highest
 
 
-def in_turn(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, device: torch.device
-) -> tuple[list[float], list[float]]:
-    """Seconds of each in each round; who begins changes from round to round."""
-    spent: tuple[list[float], list[float]] = ([], [])
-    for i in range(rounds):
-        for which in (0, 1) if i % 2 == 0 else (1, 0):
-            gc.collect()
-            spent[which].append(seconds((ours, theirs)[which], device))
-    return spent
-
-
-def gemm_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The best matmul of this machine at this moment."""
-    return measured_peak(device, dtype)
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The best matmul of this machine at this moment, FLOP per second of the kind that `seconds` counts."""
+    side, repeats = (8192, 20) if device.type == "cuda" else (512, 100)
+    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = min(seconds(lambda: torch.mm(a, b), device) for _ in range(repeats))
+    return 2 * side**3 / best

@@ -19,6 +19,7 @@ from vlmkit.losses.weighting import TokenWeighting
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.pretrained import load_pretrained, save_pretrained
 from vlmkit.training.meters.flops import ModelFlops
+from vlmkit.training.meters.work import work_of
 
 
 def build(overrides: Sequence[str]) -> Qwen3VL:
@@ -110,11 +111,6 @@ class OurTraining(Side):
         loss: Tensor = result.numerator / result.denominator
         return loss
 
-    def update(self) -> None:
-        """See `Side.update`."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
     def gradients(self) -> Gradients:
         """See `Side.gradients`."""
         found = {}
@@ -126,7 +122,7 @@ class OurTraining(Side):
 
     def flops(self) -> float:
         """See `Side.flops`."""
-        return ModelFlops(self.model).of(self.batch).total
+        return ModelFlops(self.model).total(work_of(self.batch))
 
 
 class TheirTraining(Side):
@@ -148,11 +144,6 @@ class TheirTraining(Side):
         with autocast(self.device, self.precision):
             loss: Tensor = self.model(**self.inputs, use_cache=False).loss
         return loss
-
-    def update(self) -> None:
-        """See `Side.update`."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
     def gradients(self) -> Gradients:
         """See `Side.gradients`."""

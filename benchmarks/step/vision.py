@@ -18,6 +18,8 @@ from vlmkit.checkpoint.key_map import published_entries
 from vlmkit.checkpoint.parity_cases import Part as Piece
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.pretrained import load_pretrained, save_pretrained
+from vlmkit.training.meters.flops import ModelFlops
+from vlmkit.training.meters.work import work_of
 
 TOWER = "model.visual."
 
@@ -94,11 +96,6 @@ class OurTower(Side):
         visual = self.model.encode_vision(self.batch)
         return projected([visual.embeddings, *visual.levels])
 
-    def update(self) -> None:
-        """See `Side.update`."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
     def gradients(self) -> Gradients:
         """See `Side.gradients`."""
         found = {}
@@ -107,6 +104,12 @@ class OurTower(Side):
             if name.startswith(TOWER) and gradient is not None:
                 found[name] = entry.to_published(gradient)
         return found
+
+    def flops(self) -> float:
+        """See `Side.flops`."""
+        found = ModelFlops(self.model).of(work_of(self.batch))
+        parts = ("vision", "merger", "fusion")
+        return sum(table[part] for table in (found.forward, found.backward) for part in parts)
 
 
 class TheirTower(Side):
@@ -121,11 +124,6 @@ class TheirTower(Side):
         """See `Side.loss`."""
         found = self.tower(self.patches, grid_thw=self.grids)
         return projected([found.pooler_output, *found.deepstack_features])
-
-    def update(self) -> None:
-        """See `Side.update`."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
     def gradients(self) -> Gradients:
         """See `Side.gradients`."""

@@ -21,15 +21,15 @@ class Sample:
     answer: int
 
 
-RAGGED = (  # two texts, dialogues about one or two pictures, and a clip
-    Sample([43], 72),
-    Sample([88], 56),
-    Sample([30, Image(8, 8), 24], 60),
-    Sample([22, Image(12, 9), 20], 60),
-    Sample([26, Image(10, 12), 30], 75),
-    Sample([30, Image(6, 6), 28, Image(8, 6), 26], 80),
-    Sample([34, Image(12, 12), 40], 70),
-    Sample([20, Video(8, 5, 5), 48], 80),
+RAGGED = (  # texts, dialogues about one or two pictures, a clip; lengths spread as those of real data
+    Sample([58], 32),
+    Sample([30, Image(6, 6), 22], 30),
+    Sample([100], 50),
+    Sample([24, Image(8, 8), 40], 40),
+    Sample([26, Image(10, 9), 38], 44),
+    Sample([30, Image(12, 10), 40], 48),
+    Sample([28, Image(8, 8), 40, Image(9, 8), 42], 60),
+    Sample([40, Video(8, 5, 5), 64], 90),
 )
 
 

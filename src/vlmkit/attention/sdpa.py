@@ -50,14 +50,19 @@ class SDPAAttention:
         results: list[Tensor] = [query] * len(queries)
         for members in groups.values():
             out = _attend(
-                torch.stack([queries[i] for i in members]),
-                torch.stack([keys[i] for i in members]),
-                torch.stack([values[i] for i in members]),
+                _stacked([queries[i] for i in members]),
+                _stacked([keys[i] for i in members]),
+                _stacked([values[i] for i in members]),
                 causal,
             )
             for i, row in zip(members, out.unbind(), strict=True):
                 results[i] = row
         return torch.cat(results)
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """One behind the other; a single one is not copied."""
+    return torch.stack(parts) if len(parts) > 1 else parts[0][None]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vlmkit.constant import Constant
 
@@ -133,5 +134,33 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
         rotary: cos and sin, each (..., head_dim).
     """
     cos, sin = (part.unsqueeze(-2) for part in rotary)
+    rotated: Tensor = _Rotate.apply(x, cos, sin)
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    """Forward and backward each in three passes over one new tensor; autograd's own way takes seven."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
+        lower, upper = sin.chunk(2, dim=-1)
+        return _turned(x, cos, -lower, upper)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        lower, upper = sin.chunk(2, dim=-1)
+        return _turned(grad, cos, upper, -lower).to(ctx.dtype), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, to_first: Tensor, to_second: Tensor) -> Tensor:
+    """x * cos, and to each half the other half times a factor."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    out = x * cos
+    out_first, out_second = out.chunk(2, dim=-1)
+    out_first.addcmul_(second, to_first)
+    out_second.addcmul_(first, to_second)
+    return out
