@@ -57,7 +57,9 @@ def test_a_case_ends_with_its_json(case, monkeypatch, capsys):
     assert set(last) == {case}
     entry = last[case]
     parts = entry.get("parts", {"": entry})
-    assert len(parts) == len(CASES[case])
+    left_out = printed.count("LEFT OUT: this CPU multiplies bfloat16 in software")
+    assert len(parts) + left_out == len(CASES[case])
+    assert left_out <= (case == "realistic_sft_32k")
     for part in (entry, *parts.values()):
         low, high = part["spread"]
         assert 0 < low <= part["speed"] <= high
@@ -78,10 +80,10 @@ def test_generation_is_a_case_too(monkeypatch, capsys):
     assert set(last["rollout"]) == {"speed", "memory", "spread"}
 
 
-@pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_another_weight_is_noticed(precision, tmp_path):
-    part = TrainingPart(DENSE, FEW, precision=precision, tolerance=0.1 if precision else 1e-4)
+@pytest.mark.parametrize("part", TOYS["realistic_sft_32k"].values(), ids=["fp32", "bf16"])
+def test_another_weight_is_noticed(part, tmp_path):
     ours, theirs = sides(part, tmp_path)
+    check(ours, theirs, part)
     with torch.no_grad():
         ours.model.decoder.layers["0"].attention.o_proj.weight.mul_(1.2)
     with pytest.raises(AssertionError, match="differ"):

@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 MIB = 2**20
+GEMM_S = 0.3  # of matmuls, to find the best
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,22 @@ def peak_added(work: Callable[[], object], device: torch.device) -> int:
 
 def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     """The best matmul of this machine at this moment, FLOP per second of the kind that `seconds` counts."""
-    side, repeats = (8192, 20) if device.type == "cuda" else (512, 100)
+    side = 8192 if device.type == "cuda" else 512
     a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    best = min(seconds(lambda: torch.mm(a, b), device) for _ in range(repeats))
-    return 2 * side**3 / best
+    spent: list[float] = []
+    while len(spent) < 3 or (sum(spent) < GEMM_S and len(spent) < 100):
+        spent.append(seconds(lambda: torch.mm(a, b), device))
+    return 2 * side**3 / min(spent)
+
+
+def missing(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    """Why products in `dtype` make no sense on this machine, in words; None: they do."""
+    if dtype is None or device.type != "cpu":
+        return None
+    half, full = gemm_rate(device, dtype), gemm_rate(device, torch.float32)
+    if half >= full:
+        return None
+    return (
+        f"this CPU multiplies {str(dtype).removeprefix('torch.')} in software: {half / 1e9:.1f} GFLOP/s, "
+        f"float32 {full / 1e9:.0f}"
+    )
