@@ -164,19 +164,20 @@ def draw(found: Mapping[str, Points], target: Path) -> None:
     for column, name in enumerate(axes):
         points = found[name]
         values = [point["value"] for point in points]
-        for row, (key, unit) in enumerate((("seconds", "s"), ("memory_mib", "MiB"))):
+        for row, key in enumerate(("seconds", "memory_mib")):
             panel = grid[row][column]
             if name == "ranks":
                 numbers = [point[key] for point in points]
                 if key == "memory_mib":
-                    numbers, unit = [number / 1024 for number in numbers], "GiB of a rank"
+                    numbers = [number / 1024 for number in numbers]
                 panel.plot(values, numbers, color=BLUE, marker="o", markersize=4)
                 if row == 0:
-                    panel.set_yscale("log")
+                    panel.set_yscale("log", base=2)
+                    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
                 else:
                     panel.set_ylim(0, 1.2 * max(numbers))
                 panel.set_xscale("log", base=2)
-                panel.set_ylabel(unit, fontsize=9)
+                panel.set_ylabel("seconds" if row == 0 else "GiB of a rank", fontsize=9)
                 panel.set_title(
                     "step of 8B on H100s, planned" if row == 0 else "", loc="left", fontsize=10
                 )
@@ -190,8 +191,8 @@ def draw(found: Mapping[str, Points], target: Path) -> None:
                         color=colour, marker="o", markersize=4, label=f"{who}: n^{slope:.2f}",
                     )  # fmt: skip
                 panel.set_xscale("log", base=2)
-                panel.set_yscale("log")
-                panel.set_ylabel(("CPU seconds" if row == 0 else f"{unit} added"), fontsize=9)
+                panel.set_yscale("log", base=2)
+                panel.set_ylabel(("CPU seconds" if row == 0 else "MiB added"), fontsize=9)
                 panel.set_title(name if row == 0 else "", loc="left", fontsize=10)
                 panel.set_xlabel(AXES[name].label.replace(" (", "\n("), fontsize=8)
                 panel.legend(frameon=False, fontsize=8)
