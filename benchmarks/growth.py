@@ -138,10 +138,10 @@ def planned(ranks: Sequence[int]) -> Points:
         points.append(
             {
                 "value": count,
-                "seconds": plan.step_s,
-                "memory_mib": plan.memory.total / MIB,
-                "tokens_per_s": plan.tokens_per_s,
-                "mfu": plan.mfu,
+                "seconds": round(plan.step_s, 4),
+                "memory_mib": round(plan.memory.total / MIB, 1),
+                "tokens_per_s": round(plan.tokens_per_s),
+                "mfu": round(plan.mfu, 4),
             }
         )
         print(
