@@ -44,6 +44,8 @@ NEVER = {  # folder -> what its files must not import
     "losses": ("vision", "data", "models", "training", "checkpoint", "fusion"),
     "data": ("vision", "language", "fusion", "models", "losses", "training", "checkpoint"),
     "inspection": ("vision", "language", "fusion", "models", "losses", "training", "checkpoint"),
+    "serving": ("losses", "training", "checkpoint", "evaluation", "plugins"),
+    "plugins": ("losses", "training", "evaluation", "serving"),
     "models": ("data", "losses", "training", "evaluation"),
     "checkpoint": ("training", "evaluation", "losses"),
 }

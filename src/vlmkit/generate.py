@@ -11,7 +11,6 @@ import vlmkit.threads  # isort: skip  # noqa: F401  (before torch)
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -140,18 +139,11 @@ def load(config: DictConfig) -> tuple[Qwen3VL, Processor]:
         ConfigError: neither or both are given.
         CheckpointError: the folder is not what it should be.
     """
-    from vlmkit.pretrained import load_pretrained, load_processor, parse_dtype
-    from vlmkit.runs import load_run
+    from vlmkit.runs import load_model_and_processor
 
-    if (config.run is None) == (config.checkpoint is None):
-        raise ConfigError("give either run=<run folder> or checkpoint=<folder or hub id>")
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = parse_dtype(config.dtype)
-    if config.run is not None:
-        run = load_run(config.run, device=device)
-        return run.model.to(dtype), run.processor
-    model = load_pretrained(config.checkpoint, dtype=dtype, device=device)
-    return model.eval(), load_processor(config.checkpoint)
+    return load_model_and_processor(
+        run=config.run, checkpoint=config.checkpoint, device=config.device, dtype=config.dtype
+    )
 
 
 def _paths(value: Any) -> list[Path]:

@@ -21,7 +21,7 @@ from vlmkit.data.tokenizer import load_tokenizer
 from vlmkit.errors import CheckpointError, ConfigError
 from vlmkit.initialization import materialize
 from vlmkit.models.qwen3vl import Qwen3VL
-from vlmkit.pretrained import checkpoint_folder
+from vlmkit.pretrained import checkpoint_folder, load_pretrained, load_processor, parse_dtype
 
 _ABSENT = object()
 
@@ -56,6 +56,37 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
     files.load_weights(model)
     processor = build_processor(config, files)
     return Run(folder=files, config=config, model=model.eval(), processor=processor)
+
+
+def load_model_and_processor(
+    *,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> tuple[Qwen3VL, Processor]:
+    """The model, in evaluation mode, and the processor of a run, or of a published checkpoint.
+
+    Args:
+        run: a run folder,
+        checkpoint: or a folder in the published layout, or the name of a repository on the hub.
+        device: where the model goes; None: cuda where there is one, else cpu.
+        dtype: of the parameters; None: as stored.
+
+    Raises:
+        ConfigError: neither or both are given, or there is no such dtype.
+        CheckpointError: the folder is not what it should be.
+    """
+    if (run is None) == (checkpoint is None):
+        raise ConfigError("give either run=<run folder> or checkpoint=<folder or hub id>")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = parse_dtype(dtype)
+    if run is not None:
+        found = load_run(run, device=device)
+        return found.model.to(wanted), found.processor
+    assert checkpoint is not None
+    model = load_pretrained(checkpoint, dtype=wanted, device=device)
+    return model.eval(), load_processor(checkpoint)
 
 
 def read_config(files: RunFolder) -> DictConfig:

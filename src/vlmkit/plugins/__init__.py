@@ -1,0 +1,1 @@
+"""vlmkit's models inside other people's evaluation harnesses."""

@@ -1,0 +1,1 @@
+"""The interface of lmms-eval 0.7."""
