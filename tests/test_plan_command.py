@@ -27,7 +27,7 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     for words in (
         "headers of 24 samples",
         "memory of the fullest rank",
-        "layouts planned",
+        "layouts compared",
         "GPU-hours",
     ):
         assert words in printed

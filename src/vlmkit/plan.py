@@ -127,10 +127,11 @@ def planned(
     return PlannedRun(planner=planner, plan=plan, found=found, others=others, stages=stages)
 
 
-def best_layouts(planner: Planner, ranks: int) -> Found:
+def best_layouts(planner: Planner, ranks: int, leaders: int = 12) -> Found:
     """Search, but do not cut rows into pieces that are too short to be worth it."""
     row = planner.micro.tokens // planner.rows_per_micro_batch
-    return search(planner, ranks, most_context=min(max(row // FEWEST_TOKENS, 1), MOST_CONTEXT))
+    most_context = min(max(row // FEWEST_TOKENS, 1), MOST_CONTEXT)
+    return search(planner, ranks, leaders=leaders, most_context=most_context)
 
 
 def show(run: PlannedRun, config: DictConfig) -> None:
@@ -315,7 +316,7 @@ def _stage(
         *kept, f"stage={name}", "data_root=none", config_name="plan", config_dir=config_dir
     )
     planner = planner_for(config, mix)
-    found = best_layouts(planner, ranks)
+    found = best_layouts(planner, ranks, leaders=1)
     return tables.StageCost(
         name=name,
         tokens=float(config.stage.tokens),

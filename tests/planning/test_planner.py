@@ -82,7 +82,20 @@ def test_a_search_ranks_what_fits_and_says_what_does_not():
     assert speeds == sorted(speeds, reverse=True)
     assert speeds
     assert all(not plan.fits for plan in found.too_large)
-    assert any(plan.layout.zero == 0 for plan in found.too_large)  # 16 bytes per parameter
+    assert found.compared > len(found.fitting) + len(found.too_large)
+
+
+def test_a_search_finds_the_fastest_of_all():
+    """Though it traces the memory of a few only."""
+    planner = planner_for(config_of("qwen3vl_8b"))
+    bounds = {"most_tensor": 2, "most_context": 2, "most_pipeline": 2, "most_expert": 1}
+    every = []
+    for layout in layouts(8, **bounds):
+        assert planner.least_bytes(layout) <= planner.plan(layout).memory.total
+        every.append(planner.plan(layout))
+    best = max((plan for plan in every if plan.fits), key=lambda plan: plan.tokens_per_s)
+    found = search(planner, 8, **bounds)
+    assert found.fitting[0].tokens_per_s == pytest.approx(best.tokens_per_s, rel=1e-3)
 
 
 def test_all_layouts_of_a_search_have_its_ranks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,36 @@ from vlmkit.planning.trace import FlashStandIn, Tracer
 from vlmkit.training.meters.flops import Flops, ModelFlops
 from vlmkit.training.parallel.layout import Layout
 from vlmkit.training.parallel.refusals import check_layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """Of all layers, divided over tensor and expert ranks only: numbers of weights, bytes of moments."""
+
+    dense: float
+    experts: float
+    dense_moments: float
+    expert_moments: float
+
+    @property
+    def whole(self) -> float:
+        """Numbers of all weights."""
+        return self.dense + self.experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of a step, without those of the optimiser; see `Plan`."""
+
+    traffic: Sequence[Traffic]
+    compute_s: float
+    exposed_s: float
+    bubble_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Their sum."""
+        return self.compute_s + self.exposed_s + self.bubble_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +173,7 @@ class Planner:
         self.recompute = recompute
         self.flops = ModelFlops(model).of(micro.work)
         self._lines: dict[tuple[int, int], list[Part]] = {}
+        self._sums_of: dict[tuple[int, int], _Sums] = {}
         self._tracers: dict[torch.dtype, Tracer] = {}
 
     def plan(self, layout: Layout) -> Plan:
@@ -165,6 +197,87 @@ class Planner:
             for s, stage in enumerate(stages)
         ]  # fmt: skip
         memory = max(peaks, key=lambda peak: peak.total)
+        timing = self._timing(layout, divided, stages, runs)
+        state = memory.lines.get("weights", 0.0) + memory.lines.get("moments", 0.0)
+        optimizer = self._optimizer_s(state)
+        data_ranks = layout.num_data_ranks
+        total = timing.total_s + optimizer
+        per_step = micro_batches * data_ranks
+        used = self.flops.total * per_step / layout.world_size / total
+        return Plan(
+            layout=layout,
+            device=self.device,
+            memory=memory,
+            fits=memory.total <= self.device.usable_bytes,
+            traffic=timing.traffic,
+            flops=self.flops,
+            micro_batches=micro_batches,
+            step_tokens=self.micro.work.tokens * per_step,
+            compute_s=timing.compute_s,
+            exposed_s=timing.exposed_s,
+            bubble_s=timing.bubble_s,
+            optimizer_s=optimizer,
+            mfu=used / (self.device.peak_tflops * 1e12),
+        )
+
+    def least_bytes(self, layout: Layout) -> float:
+        """Weights and moments of a rank, and whole weights where they stay whole: no rank can do with less.
+
+        Nothing is traced. A pipeline's stages are taken as equally large, which they are at best.
+        """
+        divided = Divided(layout=layout, precision=self.precision, is_mesh=layout.zero > 0)
+        found = self._state(layout, divided)
+        if divided.is_mesh and layout.zero < 3:
+            each = divided.used_bytes + (divided.reduced_bytes if layout.zero == 1 else 0)
+            found += self._sums(layout).whole * each  # gradients too, until the optimiser steps
+        return found / layout.pipeline
+
+    def estimated_tokens_per_s(self, layout: Layout) -> float:
+        """Of all ranks, without tracing memory, which the optimiser's time depends on a little."""
+        divided = Divided(layout=layout, precision=self.precision, is_mesh=layout.zero > 0)
+        line = self._line(layout)
+        stages = stages_of_line(line, layout, self.model)
+        timing = self._timing(layout, divided, stages, self._runs(layout, divided))
+        seconds = timing.total_s + self._optimizer_s(self._state(layout, divided) / layout.pipeline)
+        per_step = self.micro_batches(layout) * layout.num_data_ranks
+        return self.micro.work.tokens * per_step / seconds
+
+    def _state(self, layout: Layout, divided: Divided) -> float:
+        """Bytes of weights and moments of a rank that has all layers."""
+        sums, weight = self._sums(layout), divided.precision.weight_bytes
+        dense = sums.dense * weight + sums.dense_moments
+        experts = sums.experts * weight + sums.expert_moments
+        if not divided.is_mesh:
+            return dense + experts
+        return dense / (layout.shard * layout.context) + experts / layout.expert_shard
+
+    def _sums(self, layout: Layout) -> _Sums:
+        key = layout.tensor, layout.expert
+        if key not in self._sums_of:
+            moments = {True: 0.0, False: 0.0}
+            line = self._line(layout)
+            for part in line:
+                for name, n in part.trained.items():
+                    each = self.moments.get(f"{part.prefix}.{name}", 0.0)
+                    moments[name in part.expert_names] += n * each
+            owned = [part for part in line if part.owns_weights]
+            self._sums_of[key] = _Sums(
+                dense=sum(part.dense for part in owned),
+                experts=sum(part.experts for part in owned),
+                dense_moments=moments[False],
+                expert_moments=moments[True],
+            )
+        return self._sums_of[key]
+
+    def _optimizer_s(self, state: float) -> float:
+        """Reading and writing the training state."""
+        return 2 * state / (self.device.memory_bandwidth_gb_s * 1e9)
+
+    def _timing(
+        self, layout: Layout, divided: Divided, stages: Sequence[Sequence[Part]], runs: PartRuns
+    ) -> Timing:
+        """Of the slowest stage."""
+        micro_batches = self.micro_batches(layout)
         rate = self.device.peak_tflops * 1e12 * self.device.achievable
         seconds = [micro_batches * flops / rate for flops in self._stage_flops(stages, layout)]
         traffics = [Communication(divided, self.device, runs, micro_batches).of(s) for s in stages]
@@ -174,31 +287,12 @@ class Planner:
             for found, compute in zip(traffics, seconds, strict=True)
         ]
         slowest = max(range(len(stages)), key=lambda s: seconds[s] + exposed[s])
-        compute = seconds[slowest]
-        bubble = (
-            (layout.pipeline - 1) / layout.virtual_stages / micro_batches
-            * (compute + exposed[slowest])
-        )  # fmt: skip
-        state = memory.lines.get("weights", 0.0) + memory.lines.get("moments", 0.0)
-        optimizer = 2 * state / (self.device.memory_bandwidth_gb_s * 1e9)
-        data_ranks = layout.num_data_ranks
-        total = compute + exposed[slowest] + bubble + optimizer
-        per_step = micro_batches * data_ranks
-        used = self.flops.total * per_step / layout.world_size / total
-        return Plan(
-            layout=layout,
-            device=self.device,
-            memory=memory,
-            fits=memory.total <= self.device.usable_bytes,
+        both = seconds[slowest] + exposed[slowest]
+        return Timing(
             traffic=traffics[slowest],
-            flops=self.flops,
-            micro_batches=micro_batches,
-            step_tokens=self.micro.work.tokens * per_step,
-            compute_s=compute,
+            compute_s=seconds[slowest],
             exposed_s=exposed[slowest],
-            bubble_s=bubble,
-            optimizer_s=optimizer,
-            mfu=used / (self.device.peak_tflops * 1e12),
+            bubble_s=(layout.pipeline - 1) / layout.virtual_stages / micro_batches * both,
         )
 
     def micro_batches(self, layout: Layout) -> int:
@@ -262,12 +356,12 @@ class Planner:
 
 
 def on(planner: Planner, device: Device) -> Planner:
-    """The same on another kind of device."""
-    return Planner(
-        model=planner.model, micro=planner.micro, rows_per_step=planner.rows_per_step,
-        rows_per_micro_batch=planner.rows_per_micro_batch, precision=planner.precision,
-        moments=planner.moments, loss=planner.loss, device=device, recompute=planner.recompute,
-    )  # fmt: skip
+    """The same on another kind of device; what has been traced holds there too."""
+    other = copy.copy(planner)
+    other.device = device
+    if device.flash_attention != planner.device.flash_attention:
+        other._tracers = {}
+    return other
 
 
 def parameters(model: nn.Module) -> int:

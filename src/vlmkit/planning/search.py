@@ -1,4 +1,4 @@
-"""All layouts of a number of ranks, from the fastest that fits to those that do not."""
+"""Layouts of a number of ranks, from the fastest that fits to those that do not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import product
 from vlmkit.errors import ConfigError
 from vlmkit.planning.planner import Plan, Planner
 from vlmkit.training.parallel.layout import Layout
+from vlmkit.training.parallel.refusals import check_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,32 +18,46 @@ class Found:
     """Outcome of a search.
 
     Attributes:
-        fitting: by tokens per second, the most first.
-        too_large: by how much they hold, the least first.
+        fitting: the fastest that fit, by tokens per second, the most first.
+        too_large: faster ones that do not fit, and those that come nearest to fitting; by how much they
+            hold, the least first.
         refused: why the model does not divide otherwise.
+        compared: layouts that the model can be divided by.
     """
 
     fitting: Sequence[Plan]
     too_large: Sequence[Plan]
     refused: Sequence[str]
+    compared: int
 
 
 def search(
     planner: Planner,
     ranks: int,
     *,
+    leaders: int = 12,
+    most_planned: int = 32,
     most_tensor: int = 8,
     most_context: int = 16,
     most_pipeline: int = 16,
     most_expert: int = 64,
 ) -> Found:
-    """Plan every layout of powers of two within the bounds.
+    """Compare every layout of powers of two within the bounds, and plan the fastest.
 
-    Tensor ranks stay within a node. What the engine refuses is not planned.
+    Tracing what a layout keeps in memory takes most of the time. So layouts whose weights and moments alone
+    are too large are put aside, the others are ordered by their estimated speed, and traced from the
+    fastest on until enough of them fit. Tensor ranks stay within a node. What the engine refuses is not
+    planned.
+
+    Args:
+        planner: of model, data and device.
+        ranks: devices.
+        leaders: fitting layouts to find.
+        most_planned: layouts to trace at most.
+        most_tensor: see `Layout`; likewise the others.
     """
-    fitting: list[Plan] = []
-    large: list[Plan] = []
-    refused: list[str] = []
+    least: list[tuple[float, Layout]] = []
+    refusals: dict[tuple[int, ...], str | None] = {}  # zero and replicas do not matter
     for layout in layouts(
         ranks,
         most_tensor=min(most_tensor, planner.device.devices_per_node),
@@ -53,17 +68,41 @@ def search(
     ):
         if layout.num_data_ranks * planner.rows_per_micro_batch > max(planner.rows_per_step, 1):
             continue  # some data ranks would have nothing to do
-        try:
-            plan = planner.plan(layout)
-        except ConfigError as error:
-            refused.append(str(error))
-            continue
+        key = (layout.pipeline, layout.shard, layout.context, layout.tensor, layout.expert)
+        if key not in refusals:
+            refusals[key] = _refusal(planner, layout)
+        if refusals[key] is None:
+            least.append((planner.least_bytes(layout), layout))
+    least.sort(key=lambda item: item[0])
+    usable = planner.device.usable_bytes
+    possible = [layout for size, layout in least if size <= usable]
+    possible.sort(key=lambda layout: -planner.estimated_tokens_per_s(layout))
+    fitting: list[Plan] = []
+    large: list[Plan] = []
+    for layout in possible[:most_planned]:
+        if len(fitting) == leaders:
+            break
+        plan = planner.plan(layout)
+        (fitting if plan.fits else large).append(plan)
+    known = {plan.layout for plan in (*fitting, *large)}
+    nearest = [layout for _, layout in least if layout not in known]
+    for layout in nearest[: 0 if fitting else leaders]:  # the smallest of all
+        plan = planner.plan(layout)
         (fitting if plan.fits else large).append(plan)
     return Found(
         fitting=sorted(fitting, key=lambda plan: -plan.tokens_per_s),
         too_large=sorted(large, key=lambda plan: plan.memory.total),
-        refused=sorted(set(refused)),
+        refused=sorted({reason for reason in refusals.values() if reason}),
+        compared=len(least),
     )
+
+
+def _refusal(planner: Planner, layout: Layout) -> str | None:
+    try:
+        check_layout(layout, planner.model, planner.loss)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def layouts(

@@ -137,12 +137,11 @@ def time_table(plan: Plan) -> RenderableType:
 
 def layouts_table(found: Found, top: int) -> RenderableType:
     """The fastest that fit, then those that come nearest to fitting, and why they do not."""
-    total = len(found.fitting) + len(found.too_large)
     best = _table("layout", "GiB", "step, s", "tokens/s", "MFU")
     for plan in found.fitting[:top]:
         best.add_row(*_row(plan))
     parts: list[RenderableType] = [
-        _titled(f"{total} layouts planned, {len(found.fitting)} fit; the fastest", best)
+        _titled(f"{found.compared} layouts compared; the fastest that fit", best)
     ]
     if found.too_large:
         large = _table("layout", "GiB", "too much", "largest part", "held in the")
@@ -152,7 +151,7 @@ def layouts_table(found: Found, top: int) -> RenderableType:
                 name_of(plan.layout), f"{plan.memory.total / GIB:,.1f}", f"{over:,.1f}", _largest(plan),
                 plan.memory.at,
             )  # fmt: skip
-        parts.append(_titled("nearest of those that do not fit", large))
+        parts.append(_titled("do not fit: faster ones, and those that come nearest", large))
     # a dense model has no experts to divide, and nobody asked for it
     if refused := [reason for reason in found.refused if " 0 experts" not in reason]:
         parts.append(Text("\nnot planned: " + "; ".join(refused)))
