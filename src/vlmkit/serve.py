@@ -9,6 +9,7 @@ from __future__ import annotations
 import vlmkit.threads  # isort: skip  # noqa: F401  (before torch)
 
 import socket
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def main(config: DictConfig) -> None:
                 timeout_graceful_shutdown=STOP_LIMIT_S,
             )
         )
-        server.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # the usual way to end it
+            server.run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:

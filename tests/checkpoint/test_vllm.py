@@ -83,4 +83,4 @@ def test_greedy_tokens_and_log_probabilities(tmp_path: Path) -> None:
         assert own.logprobs is not None
         pairs = zip(own.logprobs, other["logprobs"], strict=True)
         errors.append(max(abs(token.logprob - value) for token, value in pairs))
-    assert max(errors) <= 1e-4, errors
+    assert max(errors) <= 1e-5  # measured 9.6e-7, vLLM 0.32.0 on a CPU

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from tests.inspection.browser import NAMES, find_browser
@@ -49,8 +51,22 @@ def site(app: Starlette, reports: queue.Queue[Any]) -> Starlette:
         body = f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n"
         return Response(body, media_type="text/event-stream")
 
+    async def slow(_: Request) -> Response:
+        async def words() -> AsyncIterator[str]:
+            try:
+                while True:
+                    choice = {"index": 0, "delta": {"content": "and "}, "finish_reason": None}
+                    yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+                    await asyncio.sleep(0.03)
+            finally:
+                reports.put("hung up")
+
+        return StreamingResponse(words(), media_type="text/event-stream")
+
     return Starlette(
         routes=[
+            Route("/slow/v1/chat/completions", slow, methods=["POST"]),
+            Mount("/slow", app),
             Route("/report", report, methods=["POST"]),
             Route("/picture.png", picture),
             Route("/driver.html", driver),
@@ -77,6 +93,7 @@ def found(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         ]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
+            assert reports.get(timeout=120) == "hung up"  # by the stop button
             reported: dict[str, Any] = reports.get(timeout=120)
         finally:
             browser.terminate()

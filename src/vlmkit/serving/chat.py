@@ -62,6 +62,8 @@ class ChatCompletions:
             await sender.fail(ApiError(504, message, code="timeout"))
         except ApiError as error:
             await sender.fail(error)
+        except asyncio.CancelledError:  # by the server, which ends and has waited long enough
+            await sender.fail(ApiError(503, "the server is stopping", code="stopping"))
         except Exception:
             logger.exception("a request failed")
             await sender.fail(ApiError(500, "the server failed; its log says why"))
