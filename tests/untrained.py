@@ -21,5 +21,5 @@ def save_run(folder: Path, *overrides: str) -> Path:
     OmegaConf.save(config, files.config, resolve=True)
     torch.manual_seed(0)
     files.save_tokenizer(build_processor(config).tokenizer)
-    files.export(spread(build_model(config=config)), step=0)
+    files.export(spread(build_model(config=config)).state_dict(), step=0)
     return folder

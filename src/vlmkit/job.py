@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vlmkit.build import build, build_model, options_of
-from vlmkit.checkpoint.run_folder import RunFolder
+from vlmkit.checkpoint.folder import SHARD_BYTES
+from vlmkit.checkpoint.later_tensor import give_parts
+from vlmkit.checkpoint.run_folder import WEIGHTS, RunFolder
 from vlmkit.data.datamodule import VLMDataModule
 from vlmkit.errors import ConfigError
 from vlmkit.initialization import materialize
@@ -29,7 +31,7 @@ from vlmkit.training.parallel.divide import DivideModule
 from vlmkit.training.parallel.launch import processes_for
 from vlmkit.training.parallel.layout import Layout
 from vlmkit.training.parallel.strategy import MeshStrategy
-from vlmkit.training.parallel.whole import whole_state
+from vlmkit.training.parallel.whole import divided_state, whole_state
 from vlmkit.training.policy import TrainingPolicy
 from vlmkit.training.precision import BFloat16Precision, check_precision
 from vlmkit.training.sections import Sections
@@ -72,6 +74,8 @@ class TrainingJob:
     def whole_model(self) -> nn.Module:
         """The model with whole weights, for use on the first rank; all ranks must call this.
 
+        Not needed to write weights: see `export`.
+
         A model that is divided is put together on the first rank's host, beside the parts; the other ranks
         get theirs.
         """
@@ -88,6 +92,20 @@ class TrainingJob:
             adapters(whole)
         whole.load_state_dict(state)
         return whole.eval()
+
+    def export(self, whole: nn.Module | None) -> None:
+        """Write the weights of the finished run; all ranks must call this.
+
+        Args:
+            whole: the model on the first rank. None: divided weights are put together tensor by tensor, so
+                that no host holds the model.
+        """
+        weights = divided_state(self.module.model) if whole is None else whole.state_dict()
+        try:
+            if self.trainer.is_global_zero:
+                self.folder.export(weights, self.trainer.global_step)
+        finally:
+            give_parts({WEIGHTS: weights}, SHARD_BYTES)
 
 
 def assemble(config: DictConfig, is_resumed: bool = False) -> TrainingJob:

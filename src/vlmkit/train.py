@@ -35,6 +35,7 @@ from vlmkit.plan import comparison, planned, show
 from vlmkit.runs import resumed_config
 from vlmkit.training.component_digests import RecordDigests, component_digests
 from vlmkit.training.lora import merge_lora
+from vlmkit.training.vlm_module import VLMModule
 
 log = logging.getLogger(__name__)
 
@@ -184,22 +185,27 @@ def finish(job: TrainingJob) -> dict[str, float]:
     folder, data = job.folder, job.data
     after = scores(job)
     now = component_digests(job.module.model)
-    model = job.whole_model()
-    if not job.trainer.is_global_zero:
+    per_source = job.config.samples_per_source if data.validation else 0
+    # answers and merged adapters take a whole model; divided weights alone are written without one
+    takes_whole = not job.is_divided or bool(per_source) or job.config.lora is not None
+    model = job.whole_model() if takes_whole else None
+    leads = job.trainer.is_global_zero
+    if leads:
+        digests = folder.read_results()["digests"]
+        changes = {name: {"before": digests[name], "after": now[name]} for name in now}
+        folder.save_results(after=after, components=changes)
+        if data.validation and isinstance(job.module, VLMModule):
+            report(job)
+    if model is not None and leads and job.config.lora is not None:
+        merge_lora(model)
+    if model is None or leads:
+        job.export(model)
+    if not leads:
         job.trainer.strategy.barrier()  # what comes next may read what rank 0 writes
         return after
-    digests = folder.read_results()["digests"]
-    changes = {name: {"before": digests[name], "after": now[name]} for name in now}
-    folder.save_results(after=after, components=changes)
-    if data.validation and isinstance(model, Qwen3VL):
-        report(job)
-    if job.config.lora is not None:
-        merge_lora(model)
-    folder.export(model, job.trainer.global_step)
     if folder.metrics.is_file():  # a run of fewer than trainer.log_every_n_steps steps has none
         loss_curve(folder.metrics, folder.plots / "loss.png")
-    per_source = job.config.samples_per_source
-    if per_source and data.validation and isinstance(model, Qwen3VL):
+    if per_source and isinstance(model, Qwen3VL):
         samples = answer_samples(model, data.processor, data.validation, per_source=per_source)
         sample_sheet(samples, folder.plots / "samples.png", columns=len(data.validation))
     if data.skips.counts:

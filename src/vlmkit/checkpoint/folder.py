@@ -14,13 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlmkit.checkpoint.atomic import atomic_folder
 from vlmkit.checkpoint.hashed_file import write_bytes, write_safetensors
 from vlmkit.checkpoint.json_state import dump_state, load_state
+from vlmkit.checkpoint.later_tensor import AnyTensor, shards_of
 from vlmkit.checkpoint.manifest import MANIFEST, FileEntry, Manifest
 from vlmkit.errors import CheckpointError
 
@@ -117,15 +117,11 @@ class CheckpointWriter:
         self._shard_bytes = shard_bytes
         self._files: dict[str, FileEntry] = {}
 
-    def write_tensors(self, stem: str, tensors: Mapping[str, Tensor]) -> None:
+    def write_tensors(self, stem: str, tensors: Mapping[str, AnyTensor]) -> None:
         """Write `<stem>.safetensors`, or numbered shards and their index; nothing without tensors."""
         if not tensors:
             return
-        split = split_torch_state_dict_into_shards(
-            dict(tensors),
-            filename_pattern=stem + "{suffix}.safetensors",
-            max_shard_size=self._shard_bytes,
-        )
+        split = shards_of(stem, tensors, self._shard_bytes)
         for file, names in split.filename_to_tensors.items():
             shard = {name: tensors[name] for name in names}
             self._files[file] = write_safetensors(self.folder / file, shard)

@@ -12,6 +12,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from vlmkit.checkpoint.later_tensor import AnyTensor, LaterTensor, order_in_file
 from vlmkit.checkpoint.manifest import FileEntry
 from vlmkit.errors import CheckpointError
 
@@ -79,20 +80,20 @@ class HashedFile:
         self._file.close()
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
-    """Write tensors of any device, one at a time.
+def write_safetensors(path: Path, tensors: Mapping[str, AnyTensor]) -> FileEntry:
+    """Write tensors of any device, one at a time; those that are divided are put together meanwhile.
 
     The library's own writer wants all of them on the host, and a second read for the hash.
 
     Raises:
         CheckpointError: a tensor has no values, or a dtype that safetensors does not know.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = order_in_file(tensors)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         tensor = tensors[name]
-        if tensor.is_meta:
+        if isinstance(tensor, Tensor) and tensor.is_meta:
             raise CheckpointError(f"{name} is on meta, it has no values to save")
         if tensor.dtype not in DTYPES:
             raise CheckpointError(f"{name} is {tensor.dtype}, which safetensors cannot hold")
@@ -107,8 +108,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
     with HashedFile(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            if tensors[name].nbytes:
-                file.write(_bytes_of(tensors[name]))
+            values = tensors[name]
+            whole = values.whole() if isinstance(values, LaterTensor) else values
+            assert whole is not None, f"{name} is put together on another rank"
+            if whole.nbytes:
+                file.write(_bytes_of(whole))
+            del whole  # before the next one is put together
     return file.entry
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from vlmkit.checkpoint.folder import CheckpointFolder, writing_checkpoint
+from vlmkit.checkpoint.later_tensor import AnyTensor
 from vlmkit.checkpoint.own_weights import fill_from_own
 from vlmkit.checkpoint.store import CheckpointStore
 from vlmkit.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
+WEIGHTS = "model"  # stem of the files
 
 
 class RunFolder:
@@ -64,14 +67,18 @@ class RunFolder:
         """Keep what the run's token ids mean, before there are any weights."""
         write_atomically(self.path / TOKENIZER, tokenizer.to_str(pretty=True).encode())
 
-    def export(self, model: nn.Module, step: int) -> None:
+    def export(self, weights: Mapping[str, AnyTensor], step: int) -> None:
         """Write the weights of the finished run, with the tokenizer beside them, and read them back.
+
+        Args:
+            weights: by name. Where they are divided over ranks one rank calls this, the others `give_parts`.
+            step: optimiser steps taken.
 
         Raises:
             CheckpointError: they cannot be written, or do not read as they were written.
         """
         with writing_checkpoint(self.weights, step) as writer:
-            writer.write_tensors("model", model.state_dict())
+            writer.write_tensors(WEIGHTS, weights)
             shutil.copyfile(self.path / TOKENIZER, writer.folder / TOKENIZER)
         CheckpointFolder(self.weights).verify()
 

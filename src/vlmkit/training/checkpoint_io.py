@@ -8,10 +8,10 @@ from typing import Any
 
 import torch.distributed
 from lightning.fabric.plugins import CheckpointIO
-from torch import Tensor
 
 from vlmkit.checkpoint.atomic import remove_folder
 from vlmkit.checkpoint.folder import SHARD_BYTES, CheckpointFolder, writing_checkpoint
+from vlmkit.checkpoint.later_tensor import AnyTensor, LaterTensor, give_parts
 from vlmkit.checkpoint.manifest import MANIFEST
 from vlmkit.checkpoint.store import step_of
 from vlmkit.errors import CheckpointError
@@ -53,7 +53,9 @@ class SafeCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write what Lightning has gathered; called on one rank.
+        """Write what Lightning has collected; called on one rank, while the others `give_parts`.
+
+        Tensors that are divided over ranks are put together one at a time, as they are written.
 
         Raises:
             DiskFullError: there is no room.
@@ -64,17 +66,24 @@ class SafeCheckpointIO(CheckpointIO):
         path = Path(path)
         tensors, state = self._split(checkpoint)
         step = step_of(path.name)
-        with writing_checkpoint(
-            path,
-            checkpoint["global_step"] if step is None else step,
-            world_size=_world_size(),
-            config_hash=self.config_hash,
-            needed_bytes=sum(t.nbytes for group in tensors.values() for t in group.values()),
-            shard_bytes=self.shard_bytes,
-        ) as writer:
-            for stem, group in tensors.items():
-                writer.write_tensors(stem, group)
-            writer.write_state(state)
+        try:
+            with writing_checkpoint(
+                path,
+                checkpoint["global_step"] if step is None else step,
+                world_size=_world_size(),
+                config_hash=self.config_hash,
+                needed_bytes=sum(t.nbytes for group in tensors.values() for t in group.values()),
+                shard_bytes=self.shard_bytes,
+            ) as writer:
+                for stem, group in tensors.items():
+                    writer.write_tensors(stem, group)
+                writer.write_state(state)
+        finally:  # where writing has failed, the others do not know
+            give_parts(tensors, self.shard_bytes)
+
+    def give_parts(self, checkpoint: Mapping[str, Any]) -> None:
+        """What ranks do that write nothing, while one calls `save_checkpoint`."""
+        give_parts(self._split(checkpoint)[0], self.shard_bytes)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -119,10 +128,10 @@ class SafeCheckpointIO(CheckpointIO):
 
     def _split(
         self, checkpoint: Mapping[str, Any]
-    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    ) -> tuple[dict[str, dict[str, AnyTensor]], dict[str, Any]]:
         """Tensors by file, and the rest."""
         weights, tied, others = split_weights(checkpoint[WEIGHTS], self.prefix)
-        tensors = {MODEL: weights}
+        tensors: dict[str, dict[str, AnyTensor]] = {MODEL: weights}
         state: dict[str, Any] = {
             "trainer": {k: v for k, v in checkpoint.items() if k not in (WEIGHTS, STATES)},
             "module": {"prefix": self.prefix, "tied": tied, "others": others},
@@ -149,22 +158,25 @@ class SafeCheckpointIO(CheckpointIO):
 
 def split_weights(
     state_dict: Mapping[str, Any], prefix: str
-) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
+) -> tuple[dict[str, AnyTensor], dict[str, str], dict[str, Any]]:
     """Divide the state of a LightningModule.
 
     Returns:
         The model's tensors without the prefix, each once; names of those that are the same tensor as
         another, with the other's name; and what is not the model's, as it was.
     """
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, AnyTensor] = {}
     tied: dict[str, str] = {}
     others: dict[str, Any] = {}
     first: dict[Any, str] = {}
     for key, value in state_dict.items():
-        if not key.startswith(prefix) or not isinstance(value, Tensor):
+        if not key.startswith(prefix) or not isinstance(value, AnyTensor):
             others[key] = value
             continue
         name = key.removeprefix(prefix)
+        if isinstance(value, LaterTensor):
+            weights[name] = value
+            continue
         place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
         if value.numel() and first.setdefault(place, name) != name:
             tied[name] = first[place]

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vlmkit.checkpoint.later_tensor import AnyTensor
 from vlmkit.errors import CheckpointError, listed
 
 StateDict = dict[str, Any]
 
 
-def split_states(states: Sequence[StateDict]) -> tuple[dict[str, Tensor], list[StateDict]]:
+def split_states(states: Sequence[StateDict]) -> tuple[dict[str, AnyTensor], list[StateDict]]:
     """Divide what `Optimizer.state_dict` returns into tensors and the rest.
 
     Args:
@@ -27,7 +28,7 @@ def split_states(states: Sequence[StateDict]) -> tuple[dict[str, Tensor], list[S
     Raises:
         CheckpointError: parameters have no names, or two have the same.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, AnyTensor] = {}
     plain: list[StateDict] = []
     every: Counter[str] = Counter()
     for number, state in enumerate(states):
@@ -43,7 +44,7 @@ def split_states(states: Sequence[StateDict]) -> tuple[dict[str, Tensor], list[S
         slots: dict[str, StateDict] = {}
         for place, values in state["state"].items():
             for slot, value in values.items():
-                if isinstance(value, Tensor):
+                if isinstance(value, AnyTensor):
                     tensors[f"{names[place]}/{slot}"] = value
                 else:
                     slots.setdefault(names[place], {})[slot] = value

@@ -10,10 +10,12 @@ import lightning as L
 from torch import Tensor
 
 from vlmkit.batch import StepBatch
-from vlmkit.checkpoint.folder import writing_checkpoint
+from vlmkit.checkpoint.folder import SHARD_BYTES, writing_checkpoint
+from vlmkit.checkpoint.later_tensor import give_parts
+from vlmkit.checkpoint.run_folder import WEIGHTS
 from vlmkit.errors import ConfigError
 from vlmkit.training.checkpointing import Checkpointing
-from vlmkit.training.parallel.whole import whole_state
+from vlmkit.training.parallel.whole import divided_state
 from vlmkit.training.stepped_module import SteppedModule
 from vlmkit.training.survival.guards import Guards
 from vlmkit.training.survival.incidents import Incident, IncidentLog, digests
@@ -84,10 +86,13 @@ class StepGuard:
         )
 
         def save_weights(path: Path) -> None:
-            weights = whole_state(module.model)
-            if trainer.is_global_zero:
-                with writing_checkpoint(path, batch.step) as writer:
-                    writer.write_tensors("model", weights)
+            weights = divided_state(module.model)
+            try:
+                if trainer.is_global_zero:
+                    with writing_checkpoint(path, batch.step) as writer:
+                        writer.write_tensors(WEIGHTS, weights)
+            finally:
+                give_parts({WEIGHTS: weights}, SHARD_BYTES)
 
         return self.incidents.record(incident, save_weights)
 

@@ -12,14 +12,15 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
+from vlmkit.training.checkpoint_io import SafeCheckpointIO
 from vlmkit.training.parallel.layout import Layout
 from vlmkit.training.parallel.meshes import Meshes
 from vlmkit.training.parallel.sharding import reshard, without_exchange
 from vlmkit.training.parallel.whole import (
+    divided_optimizer_state,
+    divided_state,
     load_whole,
     load_whole_optimizer,
-    whole_optimizer_state,
-    whole_state,
 )
 from vlmkit.training.rank_groups import RankGroups
 
@@ -120,20 +121,24 @@ class MeshStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """See `whole_state`."""
+        """See `divided_state`."""
         assert self.lightning_module is not None
-        return whole_state(self.lightning_module)
+        return divided_state(self.lightning_module)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """See `whole_optimizer_state`."""
-        return whole_optimizer_state(getattr(optimizer, "optimizer", optimizer), *self.ranks.stages)
+        """See `divided_optimizer_state`."""
+        own = getattr(optimizer, "optimizer", optimizer)
+        return divided_optimizer_state(own, *self.ranks.stages)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        """Write what was gathered, on the first rank."""
+        """Write on the first rank; all give their parts of one tensor after the other."""
         if self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
+        else:
+            assert isinstance(self.checkpoint_io, SafeCheckpointIO)
+            self.checkpoint_io.give_parts(checkpoint)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
         """Read on every rank, which then keeps its part."""

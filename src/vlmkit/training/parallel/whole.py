@@ -13,21 +13,60 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
+from vlmkit.checkpoint.later_tensor import LaterTensor
 from vlmkit.errors import listed
 
 
-def whole_state(module: nn.Module) -> dict[str, Any]:
-    """State of a module with whole tensors, on the host of the first rank; the others get an empty one.
+class Divided(LaterTensor):
+    """A tensor of which ranks have parts.
 
-    Tensors are gathered one after the other. All ranks must call it where something is divided.
+    Args:
+        own: this rank's part; None: other stages have it.
+        shape: of the whole.
+        dtype: of the whole.
+        stages: group of the ranks with other layers, if there are any.
+        stage: rank within that group that has the tensor.
     """
-    return _gathered(module.state_dict(), stages_of(module))
+
+    def __init__(
+        self,
+        own: DTensor | None,
+        shape: Iterable[int],
+        dtype: torch.dtype,
+        stages: dist.ProcessGroup | None = None,
+        stage: int = 0,
+    ) -> None:
+        super().__init__(shape, dtype)
+        self.own, self.stages, self.stage = own, stages, stage
+
+    @torch.no_grad()
+    def gather(self) -> Tensor | None:
+        """See `LaterTensor.whole`; the first rank writes."""
+        keeps = dist.get_rank() == 0
+        whole = None if self.own is None else self.own.full_tensor().detach()
+        if self.stages is None or self.stage == 0:
+            return whole.cpu() if keeps and whole is not None else None
+        if keeps:
+            buffer = torch.empty(self.shape, dtype=self.dtype, device=_device_of(self.stages))
+            dist.recv(buffer, dist.get_global_rank(self.stages, self.stage), group=self.stages)
+            return buffer.cpu()
+        if whole is not None and dist.get_global_rank(self.stages, 0) == 0:
+            dist.send(whole.contiguous(), 0, group=self.stages)
+        return None
 
 
-def whole_optimizer_state(
+def divided_state(module: nn.Module) -> dict[str, Any]:
+    """State of a module, its divided tensors as `Divided`; the same names on all ranks.
+
+    All ranks must call it where a model has been divided into stages.
+    """
+    return _described(module.state_dict(), stages_of(module))
+
+
+def divided_optimizer_state(
     optimizer: Optimizer, stages: dist.ProcessGroup | None = None
 ) -> dict[str, Any]:
-    """As `whole_state`, of an optimiser's state.
+    """As `divided_state`, of an optimiser's state.
 
     Args:
         optimizer: of this rank's parameters.
@@ -35,12 +74,10 @@ def whole_optimizer_state(
     """
     state = optimizer.state_dict()
     if stages is None:
-        return {
-            **state,
-            "state": {place: _gathered(slots) for place, slots in state["state"].items()},
-        }
+        slots_of = {place: _described(slots) for place, slots in state["state"].items()}
+        return {**state, "state": slots_of}
     names = _names_by_place(state["param_groups"])
-    slots = {
+    own = {
         (names[place], slot): value
         for place, values in state["state"].items()
         for slot, value in values.items()
@@ -48,9 +85,21 @@ def whole_optimizer_state(
     groups = _merged(_of_all(state["param_groups"], stages))
     places = {name: place for place, name in _names_by_place(groups).items()}
     whole: dict[int, dict[str, Any]] = {}
-    for (name, slot), value in _gathered(slots, stages).items():
+    for (name, slot), value in _described(own, stages).items():
         whole.setdefault(places[name], {})[slot] = value
     return {**state, "state": whole, "param_groups": groups}
+
+
+def whole_state(module: nn.Module) -> dict[str, Any]:
+    """State of a module with whole tensors, on the host of the first rank; the others get an empty one.
+
+    Tensors are gathered one after the other. All ranks must call it where something is divided.
+    """
+    state = {
+        name: value.whole() if isinstance(value, Divided) else value
+        for name, value in divided_state(module).items()
+    }
+    return state if not dist.is_initialized() or dist.get_rank() == 0 else {}
 
 
 @torch.no_grad()
@@ -130,52 +179,36 @@ def stages_of(module: nn.Module) -> dist.ProcessGroup | None:
     return next((group for group in groups if group is not None), None)
 
 
-def _gathered(state: Mapping[Any, Any], stages: dist.ProcessGroup | None = None) -> dict[Any, Any]:
-    keeps = not dist.is_initialized() or dist.get_rank() == 0
-    sends = not keeps and stages is not None and dist.get_global_rank(stages, 0) == 0
-    found = {}
-    if sends:
-        dist.send_object_list([_described(state)], 0, group=stages)
-    for name, value in state.items():
-        if isinstance(value, DTensor):
-            whole = value.full_tensor().detach()
-            if sends:
-                dist.send(whole.contiguous(), 0, group=stages)
-            value = whole.cpu() if keeps else None
-            del whole
-        if keeps:
-            found[name] = value
-    if keeps and stages is not None:
-        for rank in range(1, dist.get_world_size(stages)):
-            found |= _received(dist.get_global_rank(stages, rank), stages)
-    return found
-
-
-def _described(state: Mapping[Any, Any]) -> dict[Any, tuple[torch.Size, torch.dtype] | list[Any]]:
-    """Shape and type of divided tensors; everything else itself, in a list."""
-    return {
+def _described(state: Mapping[Any, Any], stages: dist.ProcessGroup | None = None) -> dict[Any, Any]:
+    """With `Divided` in the place of this rank's parts, and what other stages have."""
+    if stages is None:
+        return {
+            name: Divided(value, value.shape, value.dtype) if isinstance(value, DTensor) else value
+            for name, value in state.items()
+        }
+    sizes: dict[Any, Any] = {  # everything else itself, in a list
         name: (value.shape, value.dtype)
         if isinstance(value, DTensor)
         else [value.cpu() if isinstance(value, Tensor) else value]
         for name, value in state.items()
     }
-
-
-def _received(source: int, stages: dist.ProcessGroup) -> dict[Any, Any]:
-    """What another stage has gathered, on the host."""
-    described: list[Any] = [None]
-    dist.recv_object_list(described, source, group=stages)
-    is_nccl = dist.get_backend(stages) == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else torch.device("cpu")
-    found = {}
-    for name, what in described[0].items():
-        if isinstance(what, list):
-            found[name] = what[0]
-            continue
-        buffer = torch.empty(what[0], dtype=what[1], device=device)
-        dist.recv(buffer, source, group=stages)
-        found[name] = buffer.cpu()
+    found: dict[Any, Any] = {}
+    for stage, described in enumerate(_of_all(sizes, stages)):
+        for name, what in described.items():
+            if isinstance(what, list):
+                found[name] = what[0]
+            elif name not in found:
+                own = state.get(name) if stage == dist.get_rank(stages) else None
+                shape, dtype = what
+                found[name] = Divided(own, shape, dtype, stages, stage)
     return found
+
+
+def _device_of(group: dist.ProcessGroup) -> torch.device:
+    """Where tensors must be that the group exchanges."""
+    if dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def _of_all(value: Any, stages: dist.ProcessGroup) -> list[Any]:
