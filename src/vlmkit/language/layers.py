@@ -13,7 +13,14 @@ from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm: statistics in float32, cast back, then the gain (order matters in bf16)."""
+    """Root-mean-square norm: statistics in float32, cast back, then the gain (order matters in bf16).
+
+    Attributes:
+        fused: whether it has a backward pass of its own. False leaves it to autograd, which knows how to sum
+            the gradient of the gain where tokens or heads are divided over ranks as DTensors.
+    """
+
+    fused: bool = True
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -26,8 +33,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
-        return normed
+        if self.fused:
+            normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+            return normed
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -25,7 +25,7 @@ from vlmkit.errors import ConfigError
 from vlmkit.fusion.deepstack import DeepStack
 from vlmkit.fusion.none import NoFusion
 from vlmkit.language.decoder import Decoder
-from vlmkit.language.layers import RouterStats, SwiGLU
+from vlmkit.language.layers import RMSNorm, RouterStats, SwiGLU
 from vlmkit.language.moe import MixtureOfExperts
 from vlmkit.models.qwen3vl import Qwen3VL
 from vlmkit.training.parallel.meshes import Meshes
@@ -131,6 +131,9 @@ def check(model: Qwen3VL, tensor: int) -> None:
 
 def _divide_decoder(decoder: Decoder, mesh: DeviceMesh) -> None:
     """One all-gather and one reduce-scatter around attention, and around the feed-forward."""
+    for module in decoder.modules():
+        if isinstance(module, RMSNorm):
+            module.fused = False
     ends: dict[str, ParallelStyle] = {
         "embedding": RowwiseParallel(input_layouts=Replicate()),
         "norm": SequenceParallel(use_local_output=True),
@@ -138,7 +141,8 @@ def _divide_decoder(decoder: Decoder, mesh: DeviceMesh) -> None:
     if decoder.head is not None:
         ends["head"] = ColwiseParallel()
     # of stages the first one embeds tokens, and the last one has norm and head
-    here = {name for name in ends if next(getattr(decoder, name).parameters(), None) is not None}
+    # no set: its order differs from rank to rank, and dividing is a collective
+    here = [name for name in ends if next(getattr(decoder, name).parameters(), None) is not None]
     parallelize_module(decoder, mesh, {name: ends[name] for name in here})
     for layer in decoder.layers.values():
         parallelize_module(
